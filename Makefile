@@ -1,0 +1,60 @@
+# Which Python makes the environment, and where it goes: `make test PYTHON=python3.13 VENV=.venv313`.
+PYTHON ?= python3
+VENV := .venv
+
+# The stamps of a finished set-up carry a checksum of the place, since an environment does not survive a move.
+PLACE := $(shell pwd | cksum | cut -d ' ' -f 1)
+DEMO_READY := $(VENV)/.demo-ready-$(PLACE)
+TEST_READY := $(VENV)/.test-ready-$(PLACE)
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types format clean
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+
+demo: $(DEMO_READY) ## Set up, then show the callbacks and the telemetry of a few calls.
+	@$(VENV)/bin/otel-llm-callback demo
+
+test: lint types ## Set up, then check format, lint and types and run the tests.
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(TEST_READY) ## Set up, then check format and lint.
+	$(PY) -m ruff format --check
+	$(PY) -m ruff check
+
+types: $(TEST_READY) ## Set up, then check the types.
+	$(PY) -m mypy
+
+format: $(TEST_READY) ## Set up, then format the code and fix what can be fixed safely.
+	$(PY) -m ruff format
+	$(PY) -m ruff check --fix
+
+clean: ## Remove the environment, caches and build results.
+	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .nox .pytest_cache .ruff_cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# An environment that is there already is used as it is, unless the Python it was made from is gone.
+ifneq ($(shell test -x $(PY) && echo there),there)
+.PHONY: $(DEMO_READY) $(TEST_READY)
+endif
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "This needs Python 3.10 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1)" >&2; \
+	    echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	    exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# Dependency groups need pip 25.1; where pip is newer, the first line downloads nothing.
+$(DEMO_READY): pyproject.toml | $(PY)
+	$(PIP) install 'pip>=25.1'
+	$(PIP) install --editable '.[all]'
+	@touch $@
+
+$(TEST_READY): pyproject.toml $(DEMO_READY)
+	$(PIP) install --group test --group lint
+	@touch $@

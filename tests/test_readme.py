@@ -1,0 +1,68 @@
+"""The README's first screen is a program that runs and prints what the README says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from otel_llm_callback.testing import (
+    JsonReply,
+    ReceivedRequest,
+    ScriptedServer,
+    StreamReply,
+    chat_chunks,
+    chat_completion,
+)
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def quickstart() -> tuple[str, str]:
+    """The program and its output, as the README has them."""
+    after = README.read_text(encoding="utf-8").partition("<!-- quickstart -->")[2]
+    program, output = re.findall(r"```(?:python|text)\n(.*?)```", after, flags=re.DOTALL)[:2]
+    return program, output
+
+
+def reply(request: ReceivedRequest) -> JsonReply | StreamReply | None:
+    """Answer as the server behind the README's output did: usage only where it was asked for."""
+    if request.path != "/chat/completions":
+        return None
+    if request.json.get("stream"):
+        return StreamReply(chat_chunks(["Goethe"], model="tiny-chat"))
+    usage = {
+        "prompt_tokens": 16,
+        "completion_tokens": 71,
+        "total_tokens": 87,
+        "prompt_tokens_details": {"cached_tokens": 1},
+    }
+    return JsonReply(chat_completion("Goethe", model="tiny-chat", usage=usage))
+
+
+def shape(text: str) -> list[str]:
+    """The text with what differs from run to run taken out: times, chunk counts, request ids, line breaks."""
+    text = re.sub(r"\d\d:\d\d:\d\d", "<clock>", text)
+    text = re.sub(r"\d+(\.\d+)? (ms|s)\b", "<time>", text)
+    text = re.sub(r"\d+ chunks", "<n> chunks", text)
+    text = re.sub(r"( ·)? req_\w+", "", re.sub(r"\s+", " ", text))
+    return [line.strip() for line in text.replace("<clock>", "\n<clock>").splitlines()]
+
+
+def test_first_program_prints_what_the_readme_shows():
+    """The quick start runs as it stands and prints the lines below it, but for times."""
+    program, shown = quickstart()
+    with ScriptedServer(reply) as server:
+        environment = {**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "unused", "COLUMNS": "80"}
+        done = subprocess.run(
+            [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+            check=False,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=60,
+            env=environment,
+        )
+    assert (done.returncode, shape(done.stderr + done.stdout)) == (0, shape(shown))
