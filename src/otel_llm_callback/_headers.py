@@ -1,0 +1,77 @@
+"""Read the few response headers that are of use: request id, processing time, rate limits.
+
+A server may write anything there; what is not understood is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from .types import RateLimit
+
+# The only headers that are ever read.
+NAMES: Final = {
+    b"x-request-id": "request_id",
+    b"openai-processing-ms": "processing_ms",
+    b"x-ratelimit-limit-requests": "limit_requests",
+    b"x-ratelimit-remaining-requests": "remaining_requests",
+    b"x-ratelimit-reset-requests": "reset_requests",
+    b"x-ratelimit-limit-tokens": "limit_tokens",
+    b"x-ratelimit-remaining-tokens": "remaining_tokens",
+    b"x-ratelimit-reset-tokens": "reset_tokens",
+}
+
+_COUNTS: Final = ("limit_requests", "remaining_requests", "limit_tokens", "remaining_tokens")
+_TIMES: Final = ("reset_requests", "reset_tokens")
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST: Final = 200
+_MOST_DIGITS: Final = 18
+
+
+def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the headers of use under our names for them."""
+    found = {}
+    for name, value in raw:
+        if (known := NAMES.get(name.lower())) is not None and len(value) <= _LONGEST:
+            found[known] = value.decode("latin-1")
+    return found
+
+
+def read_rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
+    """Return what the headers say of limits, None if they say nothing."""
+    counts = {name: count for name in _COUNTS if (count := _count(headers.get(name, ""))) is not None}
+    times = {f"{name}_s": duration(headers[name]) for name in _TIMES if name in headers}
+    if not counts and not times:
+        return None
+    return RateLimit(**counts, **times)  # type: ignore[arg-type]
+
+
+def duration(text: str) -> float | None:
+    """Return seconds for a duration such as ``6m0s``, ``120ms`` or ``1.5``; None if it is not one."""
+    if (plain := to_float(text)) is not None:
+        return plain
+    total, number, unit = 0.0, "", ""
+    for character in f"{text}0":
+        if character.isdigit() or character == ".":
+            if unit:
+                if unit not in _UNITS or (value := to_float(number)) is None:
+                    return None
+                total, number, unit = total + value * _UNITS[unit], "", ""
+            number += character
+        else:
+            unit += character
+    return total if total or text.startswith("0") else None
+
+
+def to_float(text: str | None) -> float | None:
+    """Return the number in *text*, None if it is not a finite one."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if abs(value) < float("inf") else None
+
+
+def _count(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None

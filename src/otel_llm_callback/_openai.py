@@ -1,0 +1,365 @@
+"""Every private name of the SDK that this package touches, and nothing else.
+
+Three methods of the two client classes are wrapped and our exchange is put into the request options as their
+post-parser; see the design notes in CONTRIBUTING. A target that is missing degrades alone and is named in
+``Patch.missing``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from openai import AsyncOpenAI, AsyncStream, OpenAI, Stream
+from openai._legacy_response import LegacyAPIResponse
+from openai._response import APIResponse, AsyncAPIResponse
+from wrapt import FunctionWrapper
+
+from . import _faults
+from ._dispatch import Dispatcher, running_hook
+from ._exchange import Exchange, has_abandoned, sweep, watch_collector
+from ._headers import read_headers
+from ._operations import Operation, find_operation
+from ._providers import provider_of
+from ._sampling import new_id
+from ._scope import Scope, Session, SessionFacts, current, dispatcher_for
+from ._streams import (
+    Body,
+    ObservedAsyncResponse,
+    ObservedAsyncStream,
+    ObservedResponse,
+    ObservedStream,
+    observe,
+)
+from .content import Redactor
+from .types import RequestMetadata
+
+_NO_BODY: Final[Mapping[str, Any]] = {}
+_SWEPT_PER_CALL: Final = 16  # a program that drops thousands of streams at once must not pay for them in one call
+_NO_SESSION: Final[SessionFacts] = {}
+
+
+@dataclass(slots=True, eq=False)
+class Seam:
+    """What the wrapped methods ask on every call; the instrumentor replaces the dispatcher as callbacks come and go.
+
+    Attributes:
+        dispatcher: Who is told.
+        is_suppressed: True while OpenTelemetry's own suppression is on.
+        active: False once uninstrumented: bound methods that were kept by then call straight through.
+        redactor: For JSON at the level ``redacted``.
+        hosts: The user's table of providers by host.
+    """
+
+    dispatcher: Dispatcher
+    is_suppressed: Callable[[], bool]
+    active: bool = True
+    redactor: Redactor | None = None
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    endpoints: dict[tuple[type, int], tuple[object, _Endpoint]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    provider: str
+    address: str | None
+    port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What was wrapped.
+
+    Attributes:
+        covered: Wrapped names, such as ``OpenAI.request``.
+        missing: Names this version of the SDK lacks.
+        undo: Puts the original attributes back.
+    """
+
+    covered: tuple[str, ...]
+    missing: tuple[str, ...]
+    undo: Callable[[], None]
+
+
+def patch(seam: Seam) -> Patch:
+    """Wrap the client classes."""
+    covered: list[str] = []
+    missing: list[str] = []
+    restores: list[Callable[[], None]] = []
+    for owner in (OpenAI, AsyncOpenAI):
+        for name, wrapper in _wrappers(seam, is_async=owner is AsyncOpenAI).items():
+            label = f"{owner.__name__}.{name}"
+            if hasattr(owner, name):
+                restores.append(_replace(owner, name, wrapper))
+                covered.append(label)
+            else:
+                missing.append(label)
+    watch_collector(on=True)
+
+    def undo() -> None:
+        seam.active = False
+        for restore in reversed(restores):
+            restore()
+        watch_collector(on=False)
+
+    return Patch(tuple(covered), tuple(missing), undo)
+
+
+def _wrappers(seam: Seam, *, is_async: bool) -> dict[str, Callable[..., Any]]:
+    def request(wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
+        begun = _begin(seam, client, args, kwargs)
+        if begun is None:
+            return wrapped(*args, **kwargs)
+        exchange, args, kwargs = begun
+        try:
+            exchange.send()
+            result = wrapped(*args, **kwargs)
+        except BaseException as error:
+            _fail(exchange, error)
+            raise
+        exchange.sent(None)
+        return _settle(exchange, result)
+
+    async def arequest(wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
+        begun = _begin(seam, client, args, kwargs)
+        if begun is None:
+            return await wrapped(*args, **kwargs)
+        exchange, args, kwargs = begun
+        try:
+            exchange.send()
+            result = await wrapped(*args, **kwargs)
+        except BaseException as error:
+            _fail(exchange, error)
+            raise
+        exchange.sent(None)
+        return _settle(exchange, result)
+
+    return {
+        "request": arequest if is_async else request,
+        "_process_response": _process_response,
+        "_calculate_retry_timeout": _retry_scheduled,
+    }
+
+
+def _process_response(wrapped: Any, _client: Any, args: Any, kwargs: Any) -> Any:
+    # One plain function serves both clients: it only looks at keyword arguments.
+    exchange = _exchange_of(kwargs.get("options"))
+    if exchange is not None and (response := kwargs.get("response")) is not None:
+        exchange.http = response
+        _note_headers(exchange, response)
+    return wrapped(*args, **kwargs)
+
+
+def _retry_scheduled(wrapped: Any, _client: Any, args: Any, kwargs: Any) -> Any:
+    delay_s = wrapped(*args, **kwargs)
+    exchange = _exchange_of(kwargs.get("options", args[1] if len(args) > 1 else None))
+    if exchange is not None:
+        cause = sys.exc_info()[1]  # the SDK schedules retries while it handles what went wrong
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        exchange.retry(delay_s, type(cause).__name__ if cause is not None else None, status)
+    return delay_s
+
+
+def _begin(seam: Seam, client: Any, args: Any, kwargs: Any) -> tuple[Exchange, Any, Any] | None:
+    """Start an exchange; None if the call is not to be observed."""
+    try:
+        in_kwargs = "options" in kwargs
+        options = kwargs["options"] if in_kwargs else args[1]
+        operation = find_operation(options.method, options.url)
+        if operation is None or type(options.post_parser) is Exchange:
+            return None
+        if has_abandoned():
+            sweep(_SWEPT_PER_CALL)
+        scope = current.get()
+        dispatcher = _dispatcher(seam, scope)
+        if dispatcher is None:
+            return None
+        exchange = _open(
+            seam,
+            client,
+            options,
+            operation=operation,
+            dispatcher=dispatcher,
+            session=scope.session if scope is not None else None,
+            stream=bool(kwargs.get("stream")),
+        )
+        options = _copy(options, exchange)
+    except Exception as error:  # noqa: BLE001 - SDK objects of any version pass here
+        _faults.report("begin", error, "a call was not observed")
+        return None
+    if in_kwargs:
+        return exchange, args, {**kwargs, "options": options}
+    return exchange, (args[0], options, *args[2:]), kwargs
+
+
+def _copy(options: Any, exchange: Exchange) -> Any:
+    """The caller's options with the exchange as post-parser."""
+    try:
+        if hasattr(options, "model_copy"):
+            return options.model_copy(update={"post_parser": exchange})
+        return options.copy(update={"post_parser": exchange})  # pydantic 1
+    except BaseException:
+        exchange.cancel()
+        raise
+
+
+def _dispatcher(seam: Seam, scope: Scope | None) -> Dispatcher | None:
+    """Who is to be told of a call made now; None if nobody."""
+    if not seam.active or running_hook.get():
+        return None
+    dispatcher: Dispatcher | None = seam.dispatcher
+    if scope is not None:
+        dispatcher = dispatcher_for(seam.dispatcher, scope)
+        if scope.suppressed:
+            dispatcher = dispatcher.required
+    if dispatcher is not None and seam.is_suppressed():
+        dispatcher = dispatcher.required
+    return None if dispatcher is None or dispatcher.is_idle() else dispatcher
+
+
+def _open(
+    seam: Seam,
+    client: Any,
+    options: Any,
+    *,
+    operation: Operation,
+    dispatcher: Dispatcher,
+    session: Session | None,
+    stream: bool,
+) -> Exchange:
+    body = options.json_data if isinstance(options.json_data, Mapping) else _NO_BODY
+    if isinstance(extra := getattr(options, "extra_json", None), Mapping):
+        body = {**body, **extra}
+    endpoint = _endpoint(seam, client)
+    started = time.perf_counter_ns()
+    request = RequestMetadata(
+        call_id=new_id(),
+        api=operation.api,
+        operation=operation.name,
+        provider=endpoint.provider,
+        started_ns=time.time_ns(),
+        stream=stream or body.get("stream") is True,
+        server_address=endpoint.address,
+        server_port=endpoint.port,
+        context_length=operation.context_length(body) if dispatcher.measures else None,
+        **operation.request(body),
+        **(_NO_SESSION if session is None else session.facts),
+    )
+    return Exchange(
+        request,
+        operation,
+        dispatcher,
+        started=started,
+        body=body,
+        parse=options.post_parser if callable(options.post_parser) else None,
+        wrap=_wrap,
+        redactor=seam.redactor,
+    )
+
+
+def _endpoint(seam: Seam, client: Any) -> _Endpoint:
+    """Facts about the client's base URL, worked out once per URL object."""
+    url = client._base_url if hasattr(client, "_base_url") else client.base_url  # the property costs forty times more
+    key = (type(client), id(url))
+    known = seam.endpoints.get(key)
+    if known is not None and known[0] is url:
+        return known[1]
+    host = url.host or None
+    port = url.port or {"https": 443, "http": 80}.get(url.scheme)
+    runtime = getattr(getattr(client, "_provider_runtime", None), "name", None)
+    provider = provider_of(type(client), runtime, host or "", url.path, seam.hosts)
+    endpoint = _Endpoint(provider, host, port if host else None)
+    if len(seam.endpoints) >= 256:  # noqa: PLR2004 - programs with a client per request must not grow us
+        seam.endpoints.clear()
+    seam.endpoints[key] = (url, endpoint)
+    return endpoint
+
+
+def _fail(exchange: Exchange, error: BaseException) -> None:
+    if isinstance(error, GeneratorExit):  # the coroutine was thrown away, perhaps by the collector: no callbacks here
+        exchange.abandon()
+        exchange.sent(error)
+        return
+    with contextlib.suppress(Exception):
+        if (response := getattr(error, "response", None)) is not None:
+            _note_headers(exchange, response)
+    try:
+        exchange.fail(error)
+    finally:
+        exchange.sent(error)
+
+
+def _note_headers(exchange: Exchange, response: Any) -> None:
+    try:
+        exchange.headers(response.status_code, read_headers(response.headers.raw))
+    except Exception as error:  # noqa: BLE001 - whatever HTTP library the caller brought
+        _faults.report("headers", error, "response headers were not read")
+
+
+def _wrap(parsed: Any, exchange: Exchange) -> Any:
+    """What the SDK parsed, observed if it is a stream."""
+    if isinstance(parsed, Stream):
+        return observe(parsed, exchange, ObservedStream)
+    if isinstance(parsed, AsyncStream):
+        return observe(parsed, exchange, ObservedAsyncStream)
+    exchange.parsed(parsed)
+    return parsed
+
+
+def _settle(exchange: Exchange, result: Any) -> Any:
+    """End the exchange if its body was read, else when the caller is done with it."""
+    try:
+        http, exchange.http = exchange.http, None  # a response that holds its exchange would be a cycle
+        if http is None:
+            http = _http_response_of(result)
+        if http is None or http.is_closed:
+            if isinstance(result, LegacyAPIResponse):
+                with contextlib.suppress(Exception):  # the caller's own parse() will raise it
+                    result.parse()
+            exchange.body_read = True
+            exchange.finish()
+        elif isinstance(result, (APIResponse, AsyncAPIResponse)):
+            behaviour = ObservedResponse if isinstance(result, APIResponse) else ObservedAsyncResponse
+            observed = observe(result, exchange, behaviour)
+            http.stream = Body(http.stream, exchange, ends=False)
+            return observed
+        else:
+            http.stream = Body(http.stream, exchange, ends=True)
+    except Exception as error:  # noqa: BLE001 - SDK objects of any version pass here
+        _faults.report("settle", error, "the end of a call may go unseen")
+    return result
+
+
+def _http_response_of(result: Any) -> Any:
+    # Only where `_process_response` could not be wrapped.
+    with contextlib.suppress(Exception):
+        response = getattr(result, "http_response", None) or getattr(result, "response", None)
+        return response if hasattr(response, "is_closed") else None
+    return None
+
+
+def _exchange_of(options: Any) -> Exchange | None:
+    parser = getattr(options, "post_parser", None)
+    return parser if type(parser) is Exchange else None
+
+
+def _replace(owner: type, name: str, wrapper: Any) -> Callable[[], None]:
+    """Wrap the method on *owner* and return what takes the wrapper off again."""
+    inherited = name not in vars(owner)
+    original = getattr(owner, name)
+    ours = FunctionWrapper(original, wrapper)
+    setattr(owner, name, ours)
+
+    def restore() -> None:
+        if vars(owner).get(name) is not ours:  # somebody has wrapped us since; theirs stays, ours does nothing
+            return
+        if inherited:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
+
+    return restore
