@@ -1,0 +1,1097 @@
+"""What a person wrote or a model said: nowhere by default, and where it is asked for, valid, bounded and redacted."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import os
+import pickle
+import re
+from pathlib import Path
+
+import openai
+import pytest
+from opentelemetry._logs import LogRecord
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import StatusCode
+from telemetry.facts import exception, only_span, request_attributes
+
+import otel_llm_callback
+from otel_llm_callback.content import DEFAULT_LIMIT, Gate
+from otel_llm_callback.telemetry import OpenTelemetryCallback
+from otel_llm_callback.testing import (
+    JsonReply,
+    RecordingCallback,
+    StreamReply,
+    TelemetryCollector,
+    chat_chunk,
+    chat_chunks,
+    chat_completion,
+    error_body,
+)
+
+HAS_EVENTS = "event_name" in LogRecord.__init__.__code__.co_varnames
+
+CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+INPUT, OUTPUT, TOOLS = "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.tool.definitions"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in (CAPTURE, "OTEL_INSTRUMENTATION_GENAI_EMIT_EVENT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Logs:
+    """A log record processor that keeps what it is given; the SDK has renamed its method."""
+
+    def __init__(self):
+        self.records = []
+
+    def on_emit(self, log):
+        self.records.append(log.log_record)
+
+    emit = on_emit
+
+    def shutdown(self):
+        """Keep nothing open."""
+
+    def force_flush(self, timeout_millis=0):
+        return True
+
+
+@pytest.fixture
+def logs():
+    if not HAS_EVENTS:
+        pytest.skip("this version of the OpenTelemetry API has no log events")
+    return Logs()
+
+
+def instrument(telemetry, *callbacks, logs=None, **settings):
+    if logs is not None:
+        settings["logger_provider"] = LoggerProvider(shutdown_on_exit=False)
+        settings["logger_provider"].add_log_record_processor(logs)
+    otel_llm_callback.instrument(
+        *callbacks,
+        delivery="inline",
+        tracer_provider=telemetry.tracer_provider,
+        meter_provider=telemetry.meter_provider,
+        **settings,
+    )
+
+
+def always(reply):
+    return lambda _: reply
+
+
+def captured(telemetry):
+    """The content attributes of the only span, as values."""
+    (span,) = telemetry.spans()
+    return {name: json.loads(text) for name, text in span.attributes.items() if name in (INPUT, OUTPUT, TOOLS)}
+
+
+# --- Off: the canaries ------------------------------------------------------------------------------------------------
+
+
+def canary(name):
+    """A text that is found nowhere else and names the field it was put in."""
+    return f"CANARY_{name}_"
+
+
+def canaries_in(text):
+    return set(re.findall(r"CANARY_([a-z0-9.]+)_", text))
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": canary("tool.name"),
+        "description": canary("tool.description"),
+        "parameters": {"type": "object", "properties": {canary("tool.property"): {"type": "string"}}},
+    },
+}
+
+HISTORY = [
+    {"role": "system", "content": canary("system")},
+    {"role": "user", "name": canary("participant"), "content": canary("prompt")},
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": canary("text.part")},
+            {"type": "image_url", "image_url": {"url": f"https://example.com/{canary('image.url')}.png"}},
+            {"type": "input_audio", "input_audio": {"data": canary("audio.data"), "format": "wav"}},
+            {"type": "file", "file": {"file_id": canary("file.id")}},
+        ],
+    },
+    {
+        "role": "assistant",
+        "content": None,
+        "refusal": canary("earlier.refusal"),
+        "tool_calls": [
+            {
+                "id": canary("earlier.call.id"),
+                "type": "function",
+                "function": {
+                    "name": canary("earlier.call.name"),
+                    "arguments": json.dumps({"q": canary("earlier.args")}),
+                },
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": canary("earlier.call.id"), "content": canary("tool.result")},
+]
+
+REQUEST = {
+    "model": canary("request.model"),
+    "messages": HISTORY,
+    "tools": [TOOL],
+    "tool_choice": {"type": "function", "function": {"name": canary("tool.name")}},
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": canary("schema.name"), "schema": {"description": canary("schema")}},
+    },
+    "prediction": {"type": "content", "content": canary("prediction")},
+    "stop": [canary("stop")],
+    "reasoning_effort": canary("reasoning.effort"),
+    "service_tier": canary("request.tier"),
+    "metadata": {canary("metadata.key"): canary("metadata.value")},
+    "user": canary("user"),
+    "extra_headers": {"x-own": canary("header")},
+    "extra_query": {"q": canary("query")},
+    "extra_body": {  # the first two are parameters of newer releases
+        "safety_identifier": canary("safety.identifier"),
+        "prompt_cache_key": canary("cache.key"),
+        "own": {"field": canary("extra.body")},
+    },
+}
+
+SPOKEN = {
+    "content": canary("answer"),
+    "refusal": canary("refusal"),
+    "reasoning_content": canary("reasoning"),
+    "tool_calls": [
+        {
+            "index": 0,
+            "id": canary("call.id"),
+            "type": "function",
+            "function": {"name": canary("call.name"), "arguments": json.dumps({"q": canary("call.args")})},
+        }
+    ],
+    "function_call": {"name": canary("function.name"), "arguments": canary("function.args")},
+    "audio": {"id": canary("audio.id"), "data": "AAAA", "expires_at": 1, "transcript": canary("transcript")},
+    "annotations": [{"type": "url_citation", "url_citation": {"url": canary("citation")}}],
+}
+
+HEAD = {
+    "id": canary("response.id"),
+    "model": canary("response.model"),
+    "service_tier": canary("response.tier"),
+    "system_fingerprint": canary("fingerprint"),
+    "own": canary("response.extra"),
+}
+
+HEADERS = {
+    "x-request-id": canary("request.id"),
+    "openai-processing-ms": canary("processing"),
+    "openai-organization": canary("organization.header"),
+    "x-ratelimit-limit-requests": canary("limit"),
+    "x-ratelimit-reset-tokens": canary("reset"),
+    "set-cookie": canary("cookie"),
+}
+
+ANSWER = {
+    **chat_completion(usage={"prompt_tokens": 1, "completion_tokens": 1, "own": canary("usage.extra")}),
+    **HEAD,
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", **SPOKEN},
+            "finish_reason": canary("finish.reason"),
+            "logprobs": {"content": [{"token": canary("logprob"), "logprob": 0, "top_logprobs": []}]},
+        }
+    ],
+}
+
+CHUNKS = [
+    {**chat_chunk({"role": "assistant", **SPOKEN}), **HEAD},
+    {**chat_chunk({}, finish_reason=canary("finish.reason")), **HEAD},
+]
+
+FAILURE = {
+    "error": {
+        "message": canary("error.message"),
+        "type": canary("error.type"),
+        "param": canary("error.param"),
+        "code": canary("error.code"),
+    }
+}
+
+SHOWN_OF_REQUESTS = {"request.model", "stop", "reasoning.effort", "request.tier"}
+"""What the conventions make attributes of a request: parameters, which the program writes and no user does."""
+
+SHOWN_OF_RESPONSES = {"response.id", "response.model", "response.tier", "fingerprint", "finish.reason", "request.id"}
+"""And of a response: what names it, not what it says."""
+
+
+class Crash:
+    """A callback that fails with what it was told."""
+
+    def on_request_sent(self, metadata, request_json):
+        raise RuntimeError(request_json)
+
+    def on_stream_chunk(self, chunk, index):
+        raise RuntimeError(chunk)
+
+    def on_response_received(self, metadata, response_json):
+        raise RuntimeError(response_json)
+
+    def on_error(self, error, context):
+        raise RuntimeError(str(error)) from error
+
+
+class OurLog(logging.Handler):
+    """Everything our logger says, at any level, with tracebacks."""
+
+    def __init__(self):
+        super().__init__(logging.DEBUG)
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(logging.Formatter("%(name)s %(message)s").format(record))
+
+
+@pytest.fixture
+def our_log():
+    logger, handler = logging.getLogger("otel_llm_callback"), OurLog()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield handler
+    logger.setLevel(logging.NOTSET)
+    logger.removeHandler(handler)
+
+
+def everything(telemetry, logs, our_log, recorder):
+    """All that could be seen of the calls, by place."""
+    facts = [*recorder.requests, *recorder.chunks, *recorder.responses, *recorder.errors]
+    return {
+        "spans": [span.to_json() + repr(span.status.description) for span in telemetry.spans()],
+        "metrics": [repr(point) for point in telemetry.metrics()],
+        "log events": [repr((record.attributes, record.body)) for record in logs.records],
+        "our log": our_log.lines,
+        "reprs": [repr(fact) for fact in facts],
+        "pickles": [pickle.dumps(fact).decode("latin-1") for fact in facts],
+        "status": [repr(otel_llm_callback.status())],
+    }
+
+
+def call(client, **more):
+    answer = client.chat.completions.create(**REQUEST, **more)
+    if more.get("stream"):
+        list(answer)
+
+
+def ask(client):
+    call(client)
+
+
+def stream(client):
+    call(client, stream=True)
+
+
+def refused(client):
+    with pytest.raises(openai.BadRequestError):
+        call(client)
+
+
+def broken_stream(client):
+    with pytest.raises(openai.APIError):
+        call(client, stream=True)
+
+
+def timed_out(client):
+    with pytest.raises(openai.APITimeoutError):
+        call(client.with_options(timeout=0.05, max_retries=0))
+
+
+def cut_short(client):
+    with client.chat.completions.create(**REQUEST, stream=True) as answer:
+        next(iter(answer))
+
+
+def retried(client):
+    call(client)
+
+
+def refused_then_answered(request):
+    if request.attempt == 0:
+        return JsonReply(FAILURE, 429, {**HEADERS, "retry-after-ms": "1"})
+    return JsonReply(ANSWER, headers=HEADERS)
+
+
+OUTCOMES = {
+    "success": (ask, always(JsonReply(ANSWER, headers=HEADERS)), SHOWN_OF_RESPONSES),
+    "stream": (stream, always(StreamReply(CHUNKS, headers=HEADERS)), SHOWN_OF_RESPONSES),
+    "retried": (retried, refused_then_answered, SHOWN_OF_RESPONSES),
+    "400": (refused, always(JsonReply(FAILURE, 400, HEADERS)), {"request.id"}),
+    "stream error": (broken_stream, always(StreamReply([*CHUNKS, FAILURE], headers=HEADERS)), SHOWN_OF_RESPONSES),
+    "timeout": (timed_out, always(JsonReply({}, delay_s=5)), set()),
+    "closed early": (
+        cut_short,
+        always(StreamReply([*CHUNKS, *[b""] * 500], headers=HEADERS, delay_s=0.01)),
+        SHOWN_OF_RESPONSES - {"finish.reason"},
+    ),
+}
+
+
+def credentials(server):
+    """A client whose every secret is a canary."""
+    url = server.url.replace("http://", f"http://{canary('url.user')}:{canary('url.password')}@")
+    return {
+        "api_key": canary("api.key"),
+        "organization": canary("organization"),
+        "project": canary("project"),
+        "base_url": url,
+        "default_headers": {"x-default": canary("default.header")},
+        "default_query": {"default": canary("default.query")},
+    }
+
+
+@pytest.mark.parametrize("callbacks", [[], [Crash()]], ids=["", "callbacks crash"])
+@pytest.mark.parametrize("outcome", OUTCOMES)
+@pytest.mark.usefixtures("expected_logs")
+def test_nothing_is_shown_by_default(server, our_log, outcome, callbacks):
+    """Of all that is sent and received, only what the conventions make attributes can be seen anywhere."""
+    act, server.reply, shown = OUTCOMES[outcome]
+    telemetry, logs, recorder = TelemetryCollector(), Logs(), RecordingCallback(content="none")
+    instrument(telemetry, recorder, *callbacks, logs=logs, emit_event=HAS_EVENTS, metrics="both")
+    with openai.OpenAI(**credentials(server)) as client:
+        act(client)
+    found = {
+        place: set().union(*map(canaries_in, texts))
+        for place, texts in everything(telemetry, logs, our_log, recorder).items()
+    }
+    on_spans = SHOWN_OF_REQUESTS | shown
+    assert (found["spans"], found["pickles"]) == (on_spans, on_spans)
+    assert found["log events"] == (on_spans if HAS_EVENTS else set())
+    assert found["reprs"] <= on_spans
+    assert found["metrics"] == on_spans & {"request.model", "response.model", "response.tier"}
+    assert found["our log"] | found["status"] == set()
+    assert (our_log.lines != []) == (callbacks != [])
+
+
+async def test_nothing_is_shown_of_a_cancelled_call(server, telemetry, our_log):
+    """Nor of a stream that is cancelled half way."""
+    server.reply = always(StreamReply([*CHUNKS[:1], *[b""] * 500], headers=HEADERS, delay_s=0.01))
+    logs, recorder = Logs(), RecordingCallback(content="none")
+    instrument(telemetry, recorder, logs=logs, emit_event=HAS_EVENTS)
+    async with openai.AsyncOpenAI(**credentials(server)) as client:
+        answer = await client.chat.completions.create(**REQUEST, stream=True)
+        await anext(answer)
+        task = asyncio.ensure_future(anext(answer))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    texts = [text for place in everything(telemetry, logs, our_log, recorder).values() for text in place]
+    assert canaries_in("".join(texts)) == SHOWN_OF_REQUESTS | SHOWN_OF_RESPONSES - {"finish.reason"}
+
+
+def test_the_sweep_finds_what_is_shown(server, telemetry, logs, our_log):
+    """With everything switched on the same sweep finds content, so its silence means something."""
+    server.reply = always(JsonReply(ANSWER, headers=HEADERS))
+    recorder = RecordingCallback(content="none")
+    instrument(telemetry, recorder, logs=logs, capture_content="span_and_event")
+    with openai.OpenAI(**credentials(server)) as client:
+        ask(client)
+    found = everything(telemetry, logs, our_log, recorder)
+    content = {
+        "system",
+        "prompt",
+        "participant",
+        "text.part",
+        "image.url",
+        "file.id",
+        "tool.result",
+        "tool.description",
+    }
+    content |= {"earlier.refusal", "earlier.args", "answer", "refusal", "reasoning", "call.args", "function.args"}
+    for place in ("spans", "log events"):
+        assert canaries_in("".join(found[place])) >= content
+    assert canaries_in("".join(found["reprs"] + found["pickles"])) == SHOWN_OF_REQUESTS | SHOWN_OF_RESPONSES
+
+
+def test_absent_is_not_empty(client, telemetry):
+    """What is not captured has no attribute, not an empty one."""
+    instrument(telemetry)
+    client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
+    assert captured(telemetry) == {}
+
+
+# --- On: the shape ----------------------------------------------------------------------------------------------------
+
+SCHEMAS = Path(os.environ.get("GENAI_SCHEMAS", Path(__file__).parents[3] / "shared" / "spec" / "schemas"))
+
+
+@pytest.fixture(scope="module")
+def validate():
+    """Checks a value against one of the conventions' schemas, each part against the very type it claims to be."""
+    if not SCHEMAS.is_dir():
+        reason = f"the conventions' schemas are not in {SCHEMAS}; GENAI_SCHEMAS may name another folder"
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(reason)
+        print(reason)
+        pytest.skip(reason)
+    validator = pytest.importorskip("jsonschema").Draft202012Validator
+    schemas = {
+        INPUT: json.loads((SCHEMAS / "gen-ai-input-messages.json").read_text()),
+        OUTPUT: json.loads((SCHEMAS / "gen-ai-output-messages.json").read_text()),
+        TOOLS: json.loads((SCHEMAS / "gen-ai-tool-definitions.json").read_text()),
+    }
+
+    def check(name, value):
+        schema = schemas[name]
+        validator(schema).validate(value)
+        kinds = {
+            definition["properties"]["type"]["const"]: kind
+            for kind, definition in schema["$defs"].items()
+            if "const" in definition.get("properties", {}).get("type", {})
+        }
+        for part in value if name == TOOLS else [part for message in value for part in message["parts"]]:
+            # The schema's catch-all would let a malformed part of a known type pass.
+            kind = kinds.get(part["type"], "GenericToolDefinition" if name == TOOLS else "GenericPart")
+            validator({"$ref": f"#/$defs/{kind}", "$defs": schema["$defs"]}).validate(part)
+
+    return check
+
+
+PIXEL = base64.b64encode(b"\x89PNG").decode()
+
+HISTORIES = {
+    "text": [{"role": "user", "content": "hi"}],
+    "empty": [],
+    "system and developer": [{"role": "system", "content": "be terse"}, {"role": "developer", "content": "be kind"}],
+    "named": [{"role": "user", "name": "ada", "content": "hi"}],
+    "no content": [{"role": "assistant", "content": None}],
+    "text parts": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+    "image by URL": [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]}
+    ],
+    "image inline": [
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}],
+        }
+    ],
+    "audio": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": PIXEL, "format": "wav"}}]}],
+    "file by id": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}],
+    "file inline": [
+        {
+            "role": "user",
+            "content": [{"type": "file", "file": {"file_data": f"data:application/pdf;base64,{PIXEL}"}}],
+        }
+    ],
+    "unknown part": [{"role": "user", "content": [{"type": "hologram", "hologram": {"a": 1}}]}],
+    "refusal": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}], "refusal": "no"}],
+    "tool round trip": HISTORY,
+    "tool arguments that are no JSON": [
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": '}}],
+        }
+    ],
+    "custom tool": [
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "f", "input": "anything"}}],
+        }
+    ],
+    "legacy function": [
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "function", "name": "f", "content": "1"},
+    ],
+    "tool result in parts": [{"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "1"}]}],
+    "half an emoji": [{"role": "user", "content": "\N{GRINNING FACE} and more"}],
+}
+
+
+def test_schemas_refuse_a_malformed_part_of_a_known_type(validate):
+    """The check above means something: the conventions' catch-all part does not swallow mistakes."""
+    validate(INPUT, [{"role": "user", "parts": [{"type": "hologram"}, text("hi")]}])
+    for part in ({"type": "text"}, {"type": "tool_call", "id": "c"}, {"type": "uri", "uri": "a"}, {"content": "a"}):
+        with pytest.raises(Exception, match=r"is not valid|is a required property"):
+            validate(INPUT, [{"role": "user", "parts": [part]}])
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_request_messages_have_the_shape_of_the_conventions(client, telemetry, validate, history):
+    """Whatever is in the history: one message each, in order, with the caller's role."""
+    instrument(telemetry, capture_content="span_only")
+    client.chat.completions.create(model="m", messages=HISTORIES[history], tools=[TOOL])
+    found = captured(telemetry)
+    validate(INPUT, found.get(INPUT, []))
+    validate(TOOLS, found[TOOLS])
+    assert [message["role"] for message in found.get(INPUT, [])] == [turn["role"] for turn in HISTORIES[history]]
+
+
+def text(content):
+    return {"type": "text", "content": content}
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"city": "Oslo"}'}}
+CALLED = {"type": "tool_call", "id": "c1", "name": "look_up", "arguments": {"city": "Oslo"}}
+
+
+def saying(finish_reason="stop", **message):
+    answer = chat_completion(None, finish_reason=finish_reason)
+    answer["choices"][0]["message"] = {"role": "assistant", "content": None, **message}
+    return JsonReply(answer)
+
+
+def streaming(*deltas, finish_reason="stop"):
+    return StreamReply([*map(chat_chunk, deltas), chat_chunk({}, finish_reason=finish_reason)])
+
+
+def tool_delta(index, arguments, **more):
+    return {"tool_calls": [{"index": index, "function": {"arguments": arguments}, **more}]}
+
+
+ANSWERS = {
+    "text": (saying(content="hi"), [[text("hi")]]),
+    "refusal": (saying(refusal="no"), [[text("no")]]),
+    "reasoning": (
+        saying(content="hi", reasoning_content="hm"),
+        [[{"type": "reasoning", "content": "hm"}, text("hi")]],
+    ),
+    "tool call": (saying("tool_calls", tool_calls=[CALL]), [[CALLED]]),
+    "two choices": (JsonReply(chat_completion("hi", choices=2)), [[text("hi")], [text("hi")]]),
+    "audio": (
+        saying(audio={"id": "a", "data": PIXEL, "expires_at": 1, "transcript": "hi"}),
+        [
+            [
+                {
+                    "type": "blob",
+                    "modality": "audio",
+                    "content": "",
+                    "size_bytes": 4,
+                    "sha256": "0f4636c78f65d3639ece5a064b5ae753e3408614a14fb18ab4d7540d2c248543",
+                },
+                text("hi"),
+            ]
+        ],
+    ),
+    "streamed text": (StreamReply(chat_chunks(["h", "i"])), [[text("hi")]]),
+    "streamed choices": (StreamReply(chat_chunks(["h", "i"], choices=2)), [[text("hi")], [text("hi")]]),
+    "streamed refusal": (streaming({"refusal": "n"}, {"refusal": "o"}), [[text("no")]]),
+    "streamed reasoning": (
+        streaming({"reasoning_content": "h"}, {"reasoning_content": "m"}, {"content": "hi"}),
+        [[{"type": "reasoning", "content": "hm"}, text("hi")]],
+    ),
+    "streamed tool call": (
+        streaming(
+            {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "look_up"}}]},
+            tool_delta(0, '{"city": '),
+            tool_delta(0, '"Oslo"}'),
+            finish_reason="tool_calls",
+        ),
+        [[CALLED]],
+    ),
+    "streamed custom tool call": (
+        streaming(
+            {"tool_calls": [{"index": 0, "id": "c1", "type": "custom", "custom": {"name": "run", "input": "1"}}]},
+            {"tool_calls": [{"index": 0, "custom": {"input": " + 1"}}]},
+        ),
+        [[{"type": "tool_call", "id": "c1", "name": "run", "arguments": "1 + 1"}]],
+    ),
+    "streamed audio": (
+        streaming({"audio": {"id": "a", "transcript": "h"}}, {"audio": {"transcript": "i"}}),
+        [[text("hi")]],
+    ),
+    "streamed halves of an emoji": (streaming({"content": "\ud83d"}, {"content": "\ude00"}), [[text("\U0001f600")]]),
+    "arguments Python takes for JSON": (
+        saying(tool_calls=[{**CALL, "function": {"name": "look_up", "arguments": '{"a": NaN}'}}]),
+        [[{**CALLED, "arguments": '{"a": NaN}'}]],
+    ),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_response_messages_have_the_shape_of_the_conventions(server, client, telemetry, validate, answer):
+    """One message per choice with everything the choice said; streamed or not makes no difference."""
+    reply, expected = ANSWERS[answer]
+    server.reply = always(reply)
+    instrument(telemetry, capture_content="span_only")
+    result = client.chat.completions.create(model="m", messages=[], stream=isinstance(reply, StreamReply))
+    if isinstance(reply, StreamReply):
+        list(result)
+    found = captured(telemetry)[OUTPUT]
+    validate(OUTPUT, found)
+    assert [message["parts"] for message in found] == expected
+    assert {message["role"] for message in found} == {"assistant"}
+
+
+@pytest.mark.parametrize(("raw", "normalised"), [("tool_calls", "tool_call"), ("length", "length")])
+def test_finish_reasons_are_raw_on_the_attribute_and_normalised_in_messages(server, client, telemetry, raw, normalised):
+    """The attribute has the provider's word, the message that of the conventions."""
+    server.reply = always(JsonReply(chat_completion("hi", finish_reason=raw)))
+    instrument(telemetry, capture_content="span_only")
+    client.chat.completions.create(model="m", messages=[])
+    (span,) = telemetry.spans()
+    assert span.attributes["gen_ai.response.finish_reasons"] == (raw,)
+    assert captured(telemetry)[OUTPUT] == [{"role": "assistant", "parts": [text("hi")], "finish_reason": normalised}]
+
+
+def test_request_without_messages_or_tools_has_no_content_attributes(client, telemetry):
+    """Nothing to show is nothing shown."""
+    instrument(telemetry, capture_content="span_only")
+    client.chat.completions.create(model="m", messages=[])
+    assert set(captured(telemetry)) == {OUTPUT}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        saying(tool_calls=[{**CALL, "function": {"name": "f", "arguments": "[" * 100_000}}]),
+        saying(tool_calls=[{**CALL, "function": {"name": "f", "arguments": "[" * 700 + "]" * 700}}]),
+        saying(content="\ud83d"),
+        saying(content=["a", {"b": 1}]),
+        saying(tool_calls=[None, 1, {}]),
+        JsonReply({"choices": [None, {}, {"message": 3}]}),
+    ],
+    ids=["nested without end", "nested deeply", "half an emoji", "parts", "odd tool calls", "odd choices"],
+)
+def test_odd_answer_never_costs_the_span_or_the_metrics(server, client, telemetry, expected_logs, reply):
+    """Content that cannot be shown is left out; the span still ends and the call still counts."""
+    server.reply = always(reply)
+    instrument(telemetry, capture_content="span_only")
+    client.chat.completions.create(model="m", messages=[])
+    (span,) = telemetry.spans()
+    shown = span.attributes.get(OUTPUT, "[]")
+    assert isinstance(json.loads(shown), list)
+    assert shown.encode()  # an exporter fails on half a character
+    assert [point.count for point in telemetry.metrics("gen_ai.client.operation.duration")] == [1]
+
+
+class Unreadable(dict):
+    """A message that the SDK can send and nobody can look into."""
+
+    def get(self, *_):
+        raise RuntimeError("no")
+
+
+def test_message_that_cannot_be_read_costs_only_the_messages(server, client, telemetry, expected_logs):
+    """The other content is there, the span is complete, the call counts, and the failure is counted."""
+    instrument(telemetry, capture_content="span_only")
+    message = Unreadable(role="user", content="hi")
+    client.chat.completions.create(model="m", messages=[], tools=[TOOL], extra_body={"messages": [message]})
+    assert server.requests[0].json["messages"] == [{"role": "user", "content": "hi"}]
+    assert set(captured(telemetry)) == {TOOLS, OUTPUT}
+    (span,) = telemetry.spans()
+    assert span.attributes["llm_callback.outcome"] == "completed"
+    assert [point.count for point in telemetry.metrics("gen_ai.client.operation.duration")] == [1]
+    assert [record.getMessage().splitlines()[0] for record in expected_logs] == [
+        "a body could not be made into messages (stage content): RuntimeError; the call is unaffected"
+    ]
+
+
+# --- On: the limits ---------------------------------------------------------------------------------------------------
+
+LARGE_TEXT = "a long story, " * 150_000  # 2 MB
+
+LARGE = {
+    "a text of 2 MB": [{"role": "user", "content": LARGE_TEXT}],
+    "5,000 messages": [{"role": "user", "content": f"message {number}"} for number in range(5000)],
+    "tool arguments of 2 MB": [
+        {
+            "role": "assistant",
+            "tool_calls": [
+                {"id": "c", "type": "function", "function": {"name": "f", "arguments": json.dumps({"a": LARGE_TEXT})}}
+            ],
+        }
+    ],
+    "a tool result of 2 MB": [{"role": "tool", "tool_call_id": "c", "content": LARGE_TEXT}],
+    "a name of 2 MB": [{"role": "user", "name": LARGE_TEXT, "content": "hi"}],
+    "quotes only": [{"role": "user", "content": '"' * 5000}],
+    "no ASCII": [{"role": "user", "content": "\N{GRINNING FACE}" * 5000}],
+}
+
+
+@pytest.mark.parametrize("limit", [200, 2000])
+@pytest.mark.parametrize("history", LARGE)
+def test_long_content_stays_valid_and_within_the_limit(client, telemetry, validate, history, limit):
+    """An attribute is never longer than the limit, and is always JSON of the right shape."""
+    instrument(telemetry, capture_content="span_only", content_limit=limit)
+    tools = [{"type": "function", "function": {"name": f"tool-{number}"}} for number in range(100)]
+    client.chat.completions.create(model="m", messages=LARGE[history], tools=tools)
+    (span,) = telemetry.spans()
+    assert len(span.attributes[INPUT]) <= limit
+    assert len(span.attributes[TOOLS]) <= limit
+    found = captured(telemetry)
+    validate(INPUT, found[INPUT])
+    validate(TOOLS, found[TOOLS])
+    if limit == 2000 and history != "a name of 2 MB":  # at 200 characters a single message may not fit at all
+        assert found[INPUT][-1]["role"] == LARGE[history][-1]["role"]
+
+
+@pytest.mark.parametrize("limit", [200, 2000])
+def test_long_answer_stays_valid_and_within_the_limit(server, client, telemetry, validate, limit):
+    """The same for what comes back."""
+    server.reply = always(JsonReply(chat_completion(LARGE_TEXT, choices=3)))
+    instrument(telemetry, capture_content="span_only", content_limit=limit)
+    client.chat.completions.create(model="m", messages=[])
+    (span,) = telemetry.spans()
+    assert len(span.attributes[OUTPUT]) <= limit
+    validate(OUTPUT, captured(telemetry)[OUTPUT])
+
+
+def test_large_image_becomes_a_note_of_its_size(client, telemetry):
+    """20 MB of image leave type and size; reading them is not worth a hash."""
+    data = "A" * 20_000_000
+    instrument(telemetry, capture_content="span_only")
+    client.chat.completions.create(
+        model="m",
+        messages=[
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}],
+            }
+        ],
+    )
+    image = {"type": "blob", "modality": "image", "content": "", "mime_type": "image/png", "size_bytes": 15_000_000}
+    assert captured(telemetry)[INPUT] == [{"role": "user", "parts": [image]}]
+
+
+def test_small_image_becomes_a_digest(client, telemetry):
+    """A small image can be recognised, not seen."""
+    instrument(telemetry, capture_content="span_only")
+    client.chat.completions.create(model="m", messages=HISTORIES["image inline"])
+    image = {
+        "type": "blob",
+        "modality": "image",
+        "content": "",
+        "mime_type": "image/png",
+        "size_bytes": 4,
+        "sha256": "0f4636c78f65d3639ece5a064b5ae753e3408614a14fb18ab4d7540d2c248543",
+    }
+    assert captured(telemetry)[INPUT] == [{"role": "user", "parts": [image]}]
+
+
+@pytest.mark.parametrize("variable", ["OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT"])
+def test_limit_of_the_sdk_is_ours_too(monkeypatch, client, validate, variable):
+    """The SDK would cut a text in the middle; we make it fit before."""
+    monkeypatch.setenv(variable, "300")
+    telemetry = TelemetryCollector()  # its limits are read from the environment
+    instrument(telemetry, capture_content="span_only")
+    client.chat.completions.create(model="m", messages=LARGE["5,000 messages"][:500])
+    (span,) = telemetry.spans()
+    assert 150 <= len(span.attributes[INPUT]) <= 300
+    validate(INPUT, captured(telemetry)[INPUT])
+
+
+def test_four_attributes_at_the_default_limit_fit_an_otlp_message():
+    """Four attributes of four-byte characters stay below 4 MiB."""
+    assert 4 * DEFAULT_LIMIT * 4 <= 4 * 1024 * 1024
+
+
+# --- Who decides ------------------------------------------------------------------------------------------------------
+
+
+def plain_call(client):
+    client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        (("", None), "no_content"),
+        (("", "span_only"), "span_only"),
+        (("", "event_only"), "event_only"),
+        (("", "span_and_event"), "span_and_event"),
+        (("SPAN_ONLY", None), "span_only"),
+        (("Event_Only", None), "event_only"),
+        (("span_and_event", None), "span_and_event"),
+        (("span_only", "no_content"), "no_content"),
+        (("no_content", "span_and_event"), "no_content"),
+        (("NO_CONTENT", "span_only"), "no_content"),
+    ],
+    ids=str,
+)
+def test_where_content_goes(monkeypatch, client, logs, given, mode):
+    """The variable of the conventions decides, code decides over it, and a hard off in the environment over code."""
+    variable, argument = given
+    monkeypatch.setenv(CAPTURE, variable)
+    telemetry = TelemetryCollector()
+    instrument(telemetry, logs=logs, capture_content=argument)
+    plain_call(client)
+    shown = {INPUT, OUTPUT}
+    assert set(captured(telemetry)) == (shown if "span" in mode else set())
+    assert [shown <= set(record.attributes) for record in logs.records] == [True] * ("event" in mode)
+
+
+def test_hard_off_holds_for_an_adapter_made_by_hand(monkeypatch, server, client, telemetry):
+    """Whoever builds the adapter, and whatever it may show: where the environment says no, there is nothing."""
+    monkeypatch.setenv(CAPTURE, "no_content")
+    server.reply = always(JsonReply(error_body("secret"), 400))
+    adapter = OpenTelemetryCallback(
+        tracer_provider=telemetry.tracer_provider,
+        meter_provider=telemetry.meter_provider,
+        gate=Gate("span_and_event", error_text=True),
+    )
+    otel_llm_callback.instrument(adapter, telemetry=False)
+    with pytest.raises(openai.BadRequestError):
+        plain_call(client)
+    (span,) = telemetry.spans()
+    assert "secret" not in span.to_json()
+    assert captured(telemetry) == {}
+
+
+@pytest.mark.parametrize("value", ["true", "false", "all", "1"])
+def test_unknown_mode_is_off_whatever_code_says(monkeypatch, client, telemetry, expected_logs, value):
+    """Other packages take other values for this variable; off is the only safe reading, and it is said once."""
+    monkeypatch.setenv(CAPTURE, value)
+    instrument(telemetry, capture_content="span_only")
+    plain_call(client)
+    assert captured(telemetry) == {}
+    allowed = "`no_content`, `span_only`, `event_only`, `span_and_event`"
+    (record,) = expected_logs
+    assert record.getMessage() == f"{CAPTURE}={value!r} is not understood and means off here; allowed: {allowed}"
+
+
+# --- Redaction --------------------------------------------------------------------------------------------------------
+
+NAMES = {"tool.name", "earlier.call.name", "earlier.call.id", "call.name", "call.id", "function.name", "tool.property"}
+"""What gives a message its structure: names of tools, ids and keys are not redacted."""
+
+
+def test_redactor_is_applied_to_everything(server, telemetry, logs, our_log):
+    """Every text of every message, tool definition and argument passes the redactor, on spans and on events."""
+    server.reply = always(JsonReply(ANSWER, headers=HEADERS))
+    recorder = RecordingCallback(content="none")
+    instrument(telemetry, recorder, logs=logs, capture_content="span_and_event", redactor=lambda _: "X")
+    with openai.OpenAI(**credentials(server)) as client:
+        ask(client)
+    found = everything(telemetry, logs, our_log, recorder)
+    for place in ("spans", "log events"):
+        assert canaries_in("".join(found[place])) == (SHOWN_OF_REQUESTS - {"stop"}) | SHOWN_OF_RESPONSES | NAMES
+    assert captured(telemetry)[INPUT][1] == {"role": "user", "name": "X", "parts": [text("X")]}
+    (span,) = telemetry.spans()
+    (record,) = logs.records
+    stops = [tuple(kept.attributes["gen_ai.request.stop_sequences"]) for kept in (span, record)]
+    assert stops == [("X",), ("X",)]
+
+
+def test_keys_of_arguments_are_no_structure(server, client, telemetry):
+    """In what a model or a user made up, a value under `name` or `id` is content like any other."""
+    arguments = {"name": "Ada", "id": "1", "role": {"type": "admin"}, "list": [{"status": "ill"}], "age": 36}
+    call = {**CALL, "function": {"name": "look_up", "arguments": json.dumps(arguments)}}
+    server.reply = always(saying(tool_calls=[call]))
+    instrument(telemetry, capture_content="span_only", redactor=lambda _: "X")
+    client.chat.completions.create(model="m", messages=[])
+    redacted = {"name": "X", "id": "X", "role": {"type": "X"}, "list": [{"status": "X"}], "age": 36}
+    assert captured(telemetry)[OUTPUT][0]["parts"] == [{**CALLED, "arguments": redacted}]
+
+
+def raising(_):
+    raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "redactor", [raising, lambda _: None, lambda text: text.encode()], ids=["raises", "None", "bytes"]
+)
+def test_redactor_that_fails_shows_nothing(server, client, telemetry, expected_logs, redactor):
+    """Redaction fails closed: in place of each text it could not redact there is a note."""
+    server.reply = always(saying(content="secret answer", tool_calls=[CALL]))
+    instrument(telemetry, capture_content="span_only", redactor=redactor)
+    client.chat.completions.create(model="m", messages=[{"role": "user", "content": "secret"}])
+    failed = "[redaction_failed]"
+    assert captured(telemetry) == {
+        INPUT: [{"role": "user", "parts": [text(failed)]}],
+        OUTPUT: [
+            {
+                "role": "assistant",
+                "parts": [text(failed), {**CALLED, "arguments": {"city": failed}}],
+                "finish_reason": "stop",
+            }
+        ],
+    }
+
+
+def test_redactor_never_changes_what_is_sent_or_returned(server, client, telemetry):
+    """It works on copies."""
+    instrument(telemetry, capture_content="span_only", redactor=lambda _: "X")
+    messages = [{"role": "user", "content": "hi"}]
+    answer = client.chat.completions.create(model="m", messages=messages)
+    assert (messages, server.requests[0].json["messages"]) == ([{"role": "user", "content": "hi"}],) * 2
+    assert answer.choices[0].message.content.startswith("Hello!")
+
+
+# --- Error text -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({}, slice(0)),
+        ({"capture_content": "span_only"}, slice(0)),
+        ({"error_text": True}, slice(None)),
+        ({"error_text": True, "content_limit": 15}, slice(15)),
+        ({"error_text": True, "redactor": lambda text: text[:5]}, slice(5)),
+    ],
+    ids=["default", "content", "on", "limited", "redacted"],
+)
+def test_error_text_is_a_switch_of_its_own(server, client, telemetry, settings, shown):
+    """What an exception says is in the status and the event only if asked for, and goes through the same gate."""
+    server.reply = always(JsonReply(error_body("the prompt was: secret"), 400))
+    instrument(telemetry, **settings)
+    with pytest.raises(openai.BadRequestError, match="secret") as raised:
+        plain_call(client)
+    message = str(raised.value)[shown]
+    facts = only_span(telemetry)
+    assert facts.status == (StatusCode.ERROR, message or None)
+    told = {"exception__message": message} if message else {}
+    assert facts.events[-1] == exception("openai.BadRequestError", **told)
+
+
+# --- Log events -------------------------------------------------------------------------------------------------------
+
+
+def event_of(record):
+    severity = getattr(record.severity_number, "value", None)
+    return (record.event_name, severity, f"{record.trace_id:x}", f"{record.span_id:x}", dict(record.attributes))
+
+
+def ids_of(span):
+    return (f"{span.context.trace_id:x}", f"{span.context.span_id:x}")
+
+
+def test_event_has_the_attributes_of_the_span_and_structured_content(server, client, telemetry, logs):
+    """With `event_only` messages are values on the event, not text, and are not on the span."""
+    instrument(telemetry, logs=logs, capture_content="event_only")
+    client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], tools=[TOOL], temperature=0)
+    (span,) = telemetry.spans()
+    (record,) = logs.records
+    answer = "Hello! I am a scripted server, and this is all I ever say."
+    content = {
+        INPUT: [{"role": "user", "parts": [text("hi")]}],
+        OUTPUT: [{"role": "assistant", "parts": [text(answer)], "finish_reason": "stop"}],
+        TOOLS: [{"type": "function", **TOOL["function"]}],
+    }
+    expected = {**span.attributes, **content}
+    name = "gen_ai.client.inference.operation.details"
+    found = event_of(record)
+    assert found[:4] == (name, 5, *ids_of(span))
+    assert json.loads(json.dumps(found[4])) == json.loads(json.dumps(expected))
+    assert not {INPUT, OUTPUT, TOOLS} & set(span.attributes)
+    assert record.timestamp == span.end_time
+
+
+def test_span_and_event_agree(client, telemetry, logs):
+    """With `span_and_event` the text on the span is the value on the event."""
+    instrument(telemetry, logs=logs, capture_content="span_and_event")
+    plain_call(client)
+    (record,) = logs.records
+    assert captured(telemetry) == {name: json.loads(json.dumps(record.attributes[name])) for name in (INPUT, OUTPUT)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "events"),
+    [
+        ({}, 0),
+        ({"emit_event": True}, 1),
+        ({"capture_content": "event_only"}, 1),
+        ({"capture_content": "event_only", "emit_event": False}, 0),
+        ({"capture_content": "span_only"}, 0),
+    ],
+    ids=str,
+)
+def test_when_the_event_is_written(client, telemetry, logs, settings, events):
+    """By default if messages go on it; a setting says otherwise."""
+    instrument(telemetry, logs=logs, **settings)
+    plain_call(client)
+    assert len(logs.records) == events
+    assert [INPUT in record.attributes for record in logs.records] == [bool(settings.get("capture_content"))] * events
+
+
+def test_event_of_a_failed_call(server, client, telemetry, logs):
+    """It has the span's attributes too, and no text of the error."""
+    server.reply = always(JsonReply(error_body("secret"), 400))
+    instrument(telemetry, logs=logs, emit_event=True)
+    with pytest.raises(openai.BadRequestError):
+        plain_call(client)
+    (span,) = telemetry.spans()
+    (record,) = logs.records
+    assert dict(record.attributes) == dict(span.attributes)
+
+
+@pytest.mark.parametrize("where", ["span", "logs", "both"])
+def test_exceptions_go_where_they_are_wanted(server, client, telemetry, logs, where):
+    """The adapter, used alone, records exceptions on the span, as log events, or both."""
+    server.reply = always(JsonReply(error_body("secret"), 400))
+    provider = LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(logs)
+    adapter = OpenTelemetryCallback(
+        tracer_provider=telemetry.tracer_provider,
+        meter_provider=telemetry.meter_provider,
+        logger_provider=provider,
+        exceptions=where,
+    )
+    otel_llm_callback.instrument(adapter, telemetry=False)
+    with pytest.raises(openai.BadRequestError):
+        plain_call(client)
+    (span,) = telemetry.spans()
+    assert sum(event.name == "exception" for event in span.events) == (where != "logs")
+    expected = ("gen_ai.client.operation.exception", 13, *ids_of(span), {"exception.type": "openai.BadRequestError"})
+    assert [event_of(record) for record in logs.records] == [expected] * (where != "span")
+
+
+def test_event_is_written_for_unsampled_spans_too(client, logs):
+    """Events have a life of their own: they carry the ids of the span that was not recorded."""
+    telemetry = TelemetryCollector(sampler=ALWAYS_OFF)
+    instrument(telemetry, logs=logs, emit_event=True)
+    plain_call(client)
+    (record,) = logs.records
+    assert record.attributes["llm_callback.outcome"] == "completed"
+    assert record.trace_id != 0
+
+
+def test_failure_of_an_unsampled_call_is_an_event_too(server, client, logs):
+    """The same for errors."""
+    server.reply = always(JsonReply({}, 400))
+    telemetry = TelemetryCollector(sampler=ALWAYS_OFF)
+    instrument(telemetry, logs=logs, emit_event=True)
+    with pytest.raises(openai.BadRequestError):
+        plain_call(client)
+    (record,) = logs.records
+    assert record.attributes["error.type"] == "BadRequestError"
+
+
+class Raising(Logs):
+    def on_emit(self, log):
+        raise RuntimeError("no disk")
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_raising_log_processor_costs_only_the_event(server, client, telemetry, expected_logs, status):
+    """Somebody's broken log pipeline costs neither the span nor the metrics; nor does an API without events."""
+    server.reply = always(JsonReply(chat_completion() if status == 200 else {}, status))
+    instrument(telemetry, logs=Raising(), emit_event=True)
+    with contextlib.suppress(openai.BadRequestError):
+        plain_call(client)
+    assert [span.attributes["llm_callback.outcome"] for span in telemetry.spans()] == [
+        "completed" if status == 200 else "error"
+    ]
+    assert [point.count for point in telemetry.metrics("gen_ai.client.operation.duration")] == [1]
+    (record,) = expected_logs
+    assert record.getMessage().startswith("a log event was not written (stage event): ")
+
+
+def test_attributes_of_the_request_are_there_from_the_start(server, client, telemetry, logs):
+    """Event and span share what every call has."""
+    instrument(telemetry, logs=logs, emit_event=True)
+    client.chat.completions.create(model="gpt-4o-mini", messages=[])
+    (record,) = logs.records
+    expected = request_attributes(server)
+    assert {name: record.attributes[name] for name in expected} == expected
