@@ -1,0 +1,44 @@
+"""OpenTelemetry instrumentation for the ``openai`` client, built around a callback protocol.
+
+Importing starts nothing: no thread, no socket, no provider, and neither ``openai`` nor the SDK is imported.
+"""
+
+from ._registry import Registration, register, using
+from ._scope import session, suppress
+from ._status import CallbackStatus, Status, status
+from ._version import __version__
+from .callbacks.multi import MultiCallback
+from .instrumentor import OpenAIInstrumentor, aflush, flush, instrument, shutdown, uninstrument
+from .protocol import TelemetryCallback
+from .sdk import configure
+from .telemetry import OpenTelemetryCallback
+from .types import ErrorContext, RateLimit, RequestMetadata, ResponseMetadata, Retry, StreamChunk, Usage
+
+__all__ = [
+    "CallbackStatus",
+    "ErrorContext",
+    "MultiCallback",
+    "OpenAIInstrumentor",
+    "OpenTelemetryCallback",
+    "RateLimit",
+    "Registration",
+    "RequestMetadata",
+    "ResponseMetadata",
+    "Retry",
+    "Status",
+    "StreamChunk",
+    "TelemetryCallback",
+    "Usage",
+    "__version__",
+    "aflush",
+    "configure",
+    "flush",
+    "instrument",
+    "register",
+    "session",
+    "shutdown",
+    "status",
+    "suppress",
+    "uninstrument",
+    "using",
+]
