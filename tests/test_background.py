@@ -162,9 +162,6 @@ def test_order_is_kept(recorder):
     check_grammar(recorder.events)
 
 
-@pytest.mark.xfail(
-    reason="Registration.apply gives a callback a second queue while the first is not empty", strict=True
-)
 def test_order_is_kept_when_switched_off_and_on():
     """A registered callback is told by one thread at a time and in order, whatever is switched meanwhile."""
     gate, began, told = threading.Event(), [], []

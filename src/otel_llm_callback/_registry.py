@@ -47,6 +47,7 @@ class Registration:
         self.listeners: tuple[Listener, ...] = ()
         self._registry = registry
         self._before = Counters()
+        self._way: tuple[Delivery, Overflow, int] | None = None
 
     def remove(self) -> None:
         """Tell the callback of no further call; calls under way and what is queued are still told. Idempotent."""
@@ -94,9 +95,18 @@ class Registration:
         Raises:
             ValueError: The callback cannot be delivered to in this way.
         """
-        listeners = make_listeners(self.callback, self.options.apply(settings), required=self.options.required)
+        settings = self.options.apply(settings)
+        way = (settings.delivery, settings.overflow, settings.queue_size)
+        if way == self._way:  # a second queue could overtake the first
+            self.listeners = tuple(
+                listener if listener.trusted else replace(listener, content=content_level(listener.origin, settings))
+                for listener in self.listeners
+            )
+            return
+        listeners = make_listeners(self.callback, settings, required=self.options.required)
         self.close()
         self._before = Counters(self.delivered, self.failed, self.dropped)
+        self._way = way
         self.listeners = listeners
 
     def close(self) -> None:
@@ -228,13 +238,19 @@ def make_listeners(
     if isinstance(callback, OpenTelemetryCallback):
         return (_adapter_listener(callback, required=required),)
     check_callback(callback)
-    level: Level = min(getattr(callback, "content", "full"), settings.callback_content, key=_LEVELS.index)
+    level = content_level(callback, settings)
     counters = Counters()
     if settings.delivery == "inline":
         _check_inline(callback)
         return (Listener(callback, level, counters, required=required),)
     queued = queue_for(callback, worker or Worker(settings.queue_size), settings.overflow, counters)
     return (Listener(queued, level, counters, queued=True, required=required),)
+
+
+def content_level(callback: object, settings: Settings) -> Level:
+    """How much content *callback* is given: what it declares, and no more than the settings allow."""
+    declared: Level = getattr(callback, "content", "full")
+    return min(declared, settings.callback_content, key=_LEVELS.index)
 
 
 def _check_inline(callback: Any) -> None:
