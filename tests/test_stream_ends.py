@@ -79,7 +79,7 @@ def read_interrupted(scene):
         yield s.delta(content="word ")
         time.sleep(0.1)  # by now the reader waits again
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        yield from [b""] * 500
+        yield from [b": still here\n\n"] * 500
 
     scene.server.reply = lambda request: StreamReply(events(), delay_s=0.01)
     return forms.read(scene)
