@@ -13,7 +13,6 @@ from openai.types.chat import ChatCompletion
 
 from otel_llm_callback._messages import (
     CHAT,
-    READERS,
     blob,
     chat_input,
     chat_output,
@@ -383,9 +382,4 @@ def test_uri(url, expected):
 def test_upper_case_data_url_is_inline_too():
     """The scheme of a URL has no case."""
     assert uri("image", f"DATA:image/png;base64,{PIXEL_TEXT}")["type"] == "blob"
-
-
-def test_readers_by_api():
-    """Chat Completions has messages and tools, and no instructions outside the messages."""
-    assert READERS == {"chat_completions": CHAT}
     assert (CHAT.system_instructions is nothing, nothing({"instructions": "secret"})) == (True, [])

@@ -12,11 +12,21 @@ from .instrumentor import OpenAIInstrumentor, aflush, flush, instrument, shutdow
 from .protocol import TelemetryCallback
 from .sdk import configure
 from .telemetry import OpenTelemetryCallback
-from .types import ErrorContext, RateLimit, RequestMetadata, ResponseMetadata, Retry, StreamChunk, Usage
+from .types import (
+    ErrorContext,
+    FailedResponseError,
+    RateLimit,
+    RequestMetadata,
+    ResponseMetadata,
+    Retry,
+    StreamChunk,
+    Usage,
+)
 
 __all__ = [
     "CallbackStatus",
     "ErrorContext",
+    "FailedResponseError",
     "MultiCallback",
     "OpenAIInstrumentor",
     "OpenTelemetryCallback",

@@ -20,12 +20,14 @@ from . import _faults
 from ._dispatch import Dispatcher, Held, release
 from ._folds import Fold
 from ._headers import read_rate_limit, to_float
+from ._jobs import count_once
 from ._operations import Operation
 from ._readers import ResponseFacts
 from ._sampling import Reservoir
 from .content import Payload, Redactor
 from .types import (
     ErrorContext,
+    FailedResponseError,
     Outcome,
     RequestMetadata,
     ResponseMetadata,
@@ -81,6 +83,7 @@ class Exchange:
         http: The HTTP response, until the exchange is settled; kept longer it would be a reference cycle.
         pulling: True while a stream waits for its next chunk; a body closed meanwhile is the stream's business.
         body_read: True once the body was read to its end.
+        hides_usage: True if we asked for a usage chunk that the caller did not ask for.
     """
 
     __slots__ = (
@@ -108,6 +111,7 @@ class Exchange:
         "dropped_at",
         "first_chunk",
         "first_output",
+        "hides_usage",
         "http",
         "last_chunk",
         "longest_gap",
@@ -133,6 +137,7 @@ class Exchange:
         self.http: Any = None
         self.pulling = False
         self.body_read = False
+        self.hides_usage = False
         self.chunk_count = 0
         self.first_chunk = 0
         self.first_output = 0
@@ -219,13 +224,27 @@ class Exchange:
         if self._tells_chunks:
             self._tell(chunk, index, now)
 
+    def takes_usage(self, chunk: Any) -> bool:
+        """Take in *chunk* if it is the one we asked for, with usage and nothing else; the caller must not see it."""
+        data = getattr(chunk, "__dict__", {})
+        if data.get("choices") or data.get("usage") is None:
+            return False
+        try:
+            self._add(chunk)
+        except Exception as error:  # noqa: BLE001 - an odd chunk must not become the caller's error
+            _faults.note("chunk", error, "a chunk was not understood")
+        return True
+
     def finish(self, outcome: Outcome = "completed", *, at: int = 0) -> None:
         """End without an exception."""
         if not self._once.acquire(blocking=False) or self._generation != _generation:
             return
         try:
             metadata = self._response(outcome, at or _clock())
-            self._dispatcher.response_received(metadata, self._response_payload())
+            if metadata.failure is None:
+                self._dispatcher.response_received(metadata, self._response_payload())
+            else:
+                self._tell_failure(metadata)
         except Exception as error:  # noqa: BLE001 - reading SDK objects of any version
             _faults.report("finish", error, "the end of a call was not told")
         self._forget()
@@ -235,10 +254,22 @@ class Exchange:
         if not self._once.acquire(blocking=False) or self._generation != _generation:
             return
         try:
-            self._dispatcher.error(error, self._context(error, _clock()))
+            ended = _clock()
+            arrived = self.chunk_count > 0 or self._parsed is not None
+            partial = self._response(_outcome(error), ended) if arrived else None
+            self._dispatcher.error(
+                error, self._context(error, partial, self._wall(ended), (ended - self._started) / 1e6)
+            )
         except Exception as failure:  # noqa: BLE001 - reading SDK objects of any version
             _faults.report("fail", failure, "a failed call was not told")
         self._forget()
+
+    def _tell_failure(self, metadata: ResponseMetadata) -> None:
+        """The request succeeded and its result says it failed: an error, though nothing was raised."""
+        code = metadata.failure or ""
+        partial = replace(metadata, outcome="error")
+        error = FailedResponseError(code)
+        self._dispatcher.error(error, self._context(error, partial, metadata.ended_ns, metadata.response_time_ms))
 
     def body_closed(self) -> None:
         """End because the body was closed, unless the stream is just reading it."""
@@ -303,6 +334,8 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - reading SDK objects of any version
             _faults.report("read", error, "a response was not understood")
             facts = {}
+        if (job := self._operation.job) is not None:
+            facts["usage"] = count_once(job, facts.get("id"), facts.get("status"), facts.get("usage"))
         started, headers = self._started, self._headers
         count = self.chunk_count
         streamed = self._fold is not None
@@ -316,7 +349,7 @@ class Exchange:
             chunk_count=count if streamed else None,
             longest_gap_s=self.longest_gap / 1e9 if count > 1 else None,
             chunk_gaps_s=tuple([gap / 1e9 for gap in self._gaps.values]) if self._gaps is not None else (),
-            retries=self._waited(ended),
+            retries=self._waited(self._wall(ended)),
             status_code=self.status_code,
             request_id=headers.get("request_id") if headers else None,
             processing_ms=to_float(headers.get("processing_ms")) if headers else None,
@@ -331,32 +364,32 @@ class Exchange:
         body = self._fold.body() if self._fold is not None and self.chunk_count else self._parsed
         return None if body is None else Payload(body, self._operation.content, self._redactor)
 
-    def _context(self, error: BaseException, ended: int) -> ErrorContext:
-        outcome: Outcome = "error" if isinstance(error, Exception) else "cancelled"
-        arrived = self.chunk_count > 0 or self._parsed is not None
+    def _context(
+        self, error: BaseException, partial: ResponseMetadata | None, ended_ns: int, response_time_ms: float
+    ) -> ErrorContext:
         status = getattr(error, "status_code", None)
         headers = self._headers or {}
         return ErrorContext(
             f"{self._operation.where} {self._phase()}",
             request=self.request,
-            outcome=outcome,
-            error_type=type(error).__name__,
-            partial=self._response(outcome, ended) if arrived else None,
-            ended_ns=self._wall(ended),
-            response_time_ms=(ended - self._started) / 1e6,
-            retries=self._waited(ended),
+            outcome=_outcome(error),
+            error_type=error.code if isinstance(error, FailedResponseError) else type(error).__name__,
+            partial=partial,
+            ended_ns=ended_ns,
+            response_time_ms=response_time_ms,
+            retries=self._waited(ended_ns),
             status_code=status if isinstance(status, int) else self.status_code,
             request_id=headers.get("request_id"),
             processing_ms=to_float(headers.get("processing_ms")),
             rate_limit=read_rate_limit(headers) if headers else None,
         )
 
-    def _waited(self, ended: int) -> tuple[Retry, ...]:
+    def _waited(self, ended_ns: int) -> tuple[Retry, ...]:
         """The retries; of a wait that was cut short only what was waited."""
         if not self._retries:
             return ()
         *before, last = self._retries
-        left_s = (self._wall(ended) - last.at_ns) / 1e9
+        left_s = (ended_ns - last.at_ns) / 1e9
         return (*before, last if last.delay_s <= left_s else replace(last, delay_s=max(0.0, left_s)))
 
     def _phase(self) -> str:
@@ -398,6 +431,10 @@ class _Ended:
 _ENDED: Final = _Ended()
 
 
+def _outcome(error: BaseException) -> Outcome:
+    return "error" if isinstance(error, Exception) else "cancelled"
+
+
 def sweep(most: int | None = None) -> None:
     """End the exchanges that were dropped without an end, all or at most *most* of them."""
     while most is None or most > 0:
@@ -411,9 +448,17 @@ def sweep(most: int | None = None) -> None:
 
 def end_streams() -> None:
     """End the streams that are still open: the program is over."""
-    for exchange in list(_streaming):
+    for exchange in _open_streams():
         exchange.abandon()
     sweep()
+
+
+def _open_streams() -> list[Exchange]:
+    while True:
+        try:
+            return list(_streaming)
+        except RuntimeError:  # another thread has opened one meanwhile
+            continue
 
 
 def has_abandoned() -> bool:

@@ -27,7 +27,7 @@ class Fold(Protocol):
     def facts(self, *, due: bool) -> ResponseFacts:
         """Return what the chunks said so far; a finish reason that is *due* and missing reads ``error``."""
 
-    def body(self) -> dict[str, object] | None:
+    def body(self) -> object:
         """Return the response the chunks add up to, None if no content was kept."""
 
 

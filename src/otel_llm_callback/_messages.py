@@ -52,9 +52,9 @@ def _input_message(message: Mapping[str, Any]) -> Message:
     if type(content) is str and "tool_calls" not in message and role != "tool":
         parts = [{"type": "text", "content": content}]  # nearly every message; kept short for long histories
     elif role == "tool":
-        parts = [_with_id({"type": "tool_call_response", "response": _response(content)}, message.get("tool_call_id"))]
+        parts = [with_id({"type": "tool_call_response", "response": _response(content)}, message.get("tool_call_id"))]
     else:
-        parts = [*_parts(content), *_spoken(message), *_calls(message)]
+        parts = [*parts_of(content), *_spoken(message), *_calls(message)]
     result: Message = {"role": role, "parts": parts}
     if isinstance(name := message.get("name"), str):
         result["name"] = name
@@ -64,7 +64,7 @@ def _input_message(message: Mapping[str, Any]) -> Message:
 def _output_message(choice: Mapping[str, Any]) -> Message:
     message = choice.get("message")
     data = {**fields(message), **(getattr(message, "model_extra", None) or {})}
-    parts = [*_reasoning(data), *_parts(data.get("content")), *_spoken(data), *_calls(data)]
+    parts = [*_reasoning(data), *parts_of(data.get("content")), *_spoken(data), *_calls(data)]
     result: Message = {"role": str(data.get("role") or "assistant"), "parts": parts}
     if isinstance(reason := choice.get("finish_reason"), str):
         result["finish_reason"] = _FINISH_REASONS.get(reason, reason)
@@ -74,7 +74,7 @@ def _output_message(choice: Mapping[str, Any]) -> Message:
 def _response(content: Any) -> Any:
     if isinstance(content, str) or content is None:
         return content
-    return list(_parts(content))
+    return list(parts_of(content))
 
 
 def _reasoning(data: Mapping[str, Any]) -> Iterable[Message]:
@@ -110,10 +110,10 @@ def tool_call(name: Any, arguments: Any, call_id: Any) -> Message:
     part: Message = {"type": "tool_call", "name": str(name or "")}
     if arguments is not None:
         part["arguments"] = _parsed(arguments)
-    return _with_id(part, call_id)
+    return with_id(part, call_id)
 
 
-def _with_id(part: Message, call_id: Any) -> Message:
+def with_id(part: Message, call_id: Any) -> Message:
     if isinstance(call_id, str):
         part["id"] = call_id
     return part
@@ -132,7 +132,8 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)  # NaN and Infinity are JSON to Python only
 
 
-def _parts(content: Any) -> Iterable[Message]:
+def parts_of(content: Any) -> Iterable[Message]:
+    """Parts for the content of a chat message: text, or a list of items."""
     if isinstance(content, str):
         yield {"type": "text", "content": content}
     elif isinstance(content, (list, tuple)):
@@ -153,11 +154,12 @@ def _part(item: object) -> Message:
         mime = {"wav": "audio/wav", "mp3": "audio/mpeg"}.get(str(audio.get("format")))
         return blob("audio", mime, audio.get("data"))
     if kind == "file":
-        return _file(fields(data.get("file")))
+        return file_part(fields(data.get("file")))
     return {"type": kind}
 
 
-def _file(data: Mapping[str, Any]) -> Message:
+def file_part(data: Mapping[str, Any]) -> Message:
+    """A part for a file, by id or inline."""
     if isinstance(file_id := data.get("file_id"), str):
         return {"type": "file", "modality": "document", "file_id": file_id}
     return uri("document", data.get("file_data"))
@@ -205,6 +207,3 @@ def _tool(tool: Mapping[str, Any]) -> Message:
 
 
 CHAT: Final = ContentReaders(chat_input, chat_output, chat_tools, nothing)
-
-READERS: Final[Mapping[str, ContentReaders]] = {"chat_completions": CHAT}
-"""How to read content that comes as JSON text, by API."""

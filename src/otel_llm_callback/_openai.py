@@ -40,6 +40,8 @@ from .types import RequestMetadata
 
 _NO_BODY: Final[Mapping[str, Any]] = {}
 _SWEPT_PER_CALL: Final = 16  # a program that drops thousands of streams at once must not pay for them in one call
+_RAW_HEADER: Final = "X-Stainless-Raw-Response"
+_REFUSALS: Final = (400, 422)
 _NO_SESSION: Final[SessionFacts] = {}
 
 
@@ -51,6 +53,7 @@ class Seam:
         dispatcher: Who is told.
         is_suppressed: True while OpenTelemetry's own suppression is on.
         active: False once uninstrumented: bound methods that were kept by then call straight through.
+        include_usage: Ask streams for usage where the caller did not.
         redactor: For JSON at the level ``redacted``.
         hosts: The user's table of providers by host.
     """
@@ -58,6 +61,7 @@ class Seam:
     dispatcher: Dispatcher
     is_suppressed: Callable[[], bool]
     active: bool = True
+    include_usage: bool = False
     redactor: Redactor | None = None
     hosts: Mapping[str, str] = field(default_factory=dict)
     endpoints: dict[tuple[type, int], tuple[object, _Endpoint]] = field(default_factory=dict)
@@ -169,8 +173,8 @@ def _begin(seam: Seam, client: Any, args: Any, kwargs: Any) -> tuple[Exchange, A
     try:
         in_kwargs = "options" in kwargs
         options = kwargs["options"] if in_kwargs else args[1]
-        operation = find_operation(options.method, options.url)
-        if operation is None or type(options.post_parser) is Exchange:
+        found = find_operation(options.method, options.url)
+        if found is None or type(options.post_parser) is Exchange:
             return None
         if has_abandoned():
             sweep(_SWEPT_PER_CALL)
@@ -182,12 +186,15 @@ def _begin(seam: Seam, client: Any, args: Any, kwargs: Any) -> tuple[Exchange, A
             seam,
             client,
             options,
-            operation=operation,
+            operation=found[0],
+            arguments=found[1],
             dispatcher=dispatcher,
             session=scope.session if scope is not None else None,
             stream=bool(kwargs.get("stream")),
         )
         options = _copy(options, exchange)
+        if seam.include_usage and exchange.request.stream and found[0].asks_usage:
+            _ask_for_usage(options, exchange)
     except Exception as error:  # noqa: BLE001 - SDK objects of any version pass here
         _faults.report("begin", error, "a call was not observed")
         return None
@@ -205,6 +212,18 @@ def _copy(options: Any, exchange: Exchange) -> Any:
     except BaseException:
         exchange.cancel()
         raise
+
+
+def _ask_for_usage(options: Any, exchange: Exchange) -> None:
+    """Have the stream carry usage, unless the caller has decided that, or reads the body's lines himself."""
+    body = options.json_data
+    asked = body.get("stream_options") if isinstance(body, Mapping) else None
+    raw = options.headers.get(_RAW_HEADER) if isinstance(options.headers, Mapping) else None
+    if not isinstance(body, Mapping) or raw == "stream" or (isinstance(asked, Mapping) and "include_usage" in asked):
+        return
+    extra = {**asked, "include_usage": True} if isinstance(asked, Mapping) else {"include_usage": True}
+    options.json_data = {**body, "stream_options": extra}
+    exchange.hides_usage = True
 
 
 def _dispatcher(seam: Seam, scope: Scope | None) -> Dispatcher | None:
@@ -227,13 +246,16 @@ def _open(
     options: Any,
     *,
     operation: Operation,
+    arguments: Mapping[str, str],
     dispatcher: Dispatcher,
     session: Session | None,
     stream: bool,
 ) -> Exchange:
-    body = options.json_data if isinstance(options.json_data, Mapping) else _NO_BODY
+    body = _mapping(options.json_data)
     if isinstance(extra := getattr(options, "extra_json", None), Mapping):
         body = {**body, **extra}
+    if arguments:  # what stands in path and query is part of what was asked
+        body = {**_mapping(options.params), **arguments, **body}
     endpoint = _endpoint(seam, client)
     started = time.perf_counter_ns()
     request = RequestMetadata(
@@ -259,6 +281,10 @@ def _open(
         wrap=_wrap,
         redactor=seam.redactor,
     )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else _NO_BODY
 
 
 def _endpoint(seam: Seam, client: Any) -> _Endpoint:
@@ -287,10 +313,20 @@ def _fail(exchange: Exchange, error: BaseException) -> None:
     with contextlib.suppress(Exception):
         if (response := getattr(error, "response", None)) is not None:
             _note_headers(exchange, response)
+        if exchange.hides_usage and getattr(error, "status_code", None) in _REFUSALS:
+            _explain(error)
     try:
         exchange.fail(error)
     finally:
         exchange.sent(error)
+
+
+def _explain(error: BaseException) -> None:
+    """Say that the request was not quite the caller's, which may be why it was refused."""
+    note = "otel-llm-callback added stream_options.include_usage to this request; include_usage=False prevents that"
+    if hasattr(error, "add_note"):  # Python 3.11
+        error.add_note(note)
+    _faults.logger.warning("%s (status %s)", note, getattr(error, "status_code", None))
 
 
 def _note_headers(exchange: Exchange, response: Any) -> None:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeAlias
 
-from . import _messages
+from . import _media, _messages
 from ._folds import ChatFold, Fold, chat_chunk_text
 from ._readers import RequestFacts, ResponseFacts, chat_context_length, chat_request, chat_response
+from ._responses import (
+    RESPONSES,
+    ResponsesFold,
+    fetch_request,
+    responses_chunk_text,
+    responses_context_length,
+    responses_request,
+    responses_response,
+    token_count_response,
+)
 from .content import ContentReaders
 from .types import ChunkKind
+
+Job: TypeAlias = Literal["start", "fetch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +40,8 @@ class Operation:
         chunk_text: A chunk's text and what it is.
         content: How to read messages, where the method has any.
         context_length: Request body to bytes of text.
+        asks_usage: Whether its streams carry usage only on request, by ``stream_options.include_usage``.
+        job: ``start`` if the answer may be made after the call, ``fetch`` if the call fetches such an answer.
     """
 
     name: str
@@ -39,6 +53,44 @@ class Operation:
     chunk_text: Callable[[Any], tuple[str, ChunkKind]]
     content: ContentReaders
     context_length: Callable[[Mapping[str, object]], int | None]
+    job: Job | None = None
+    asks_usage: bool = False
+
+
+def _responses(name: str, where: str, *, job: Job | None = None) -> Operation:
+    """A row of the Responses API."""
+    return Operation(
+        name=name,
+        api="responses",
+        where=where,
+        request=fetch_request if job == "fetch" else responses_request,
+        response=responses_response,
+        fold=ResponsesFold,
+        chunk_text=responses_chunk_text,
+        content=RESPONSES,
+        context_length=_media.unmeasured if job == "fetch" else responses_context_length,
+        job=job,
+    )
+
+
+def _other(name: str, where: str, request: Callable[[Mapping[str, object]], RequestFacts]) -> Operation:
+    """A row for an API whose content the conventions do not describe."""
+    return Operation(
+        name=name,
+        api=where.partition(".")[0],
+        where=where,
+        request=request,
+        response=_media.plain_response,
+        fold=_media.EventFold,
+        chunk_text=_media.event_chunk_text,
+        content=_media.NO_CONTENT,
+        context_length=_media.prompt_length,
+    )
+
+
+def _job(name: str, where: str) -> Operation:
+    """A row for a call that starts something the server goes on with."""
+    return replace(_other(name, where, _media.plain_request), response=_media.job_response)
 
 
 OPERATIONS: Final[Mapping[str, Operation]] = {
@@ -52,21 +104,70 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         chunk_text=chat_chunk_text,
         content=_messages.CHAT,
         context_length=chat_context_length,
+        asks_usage=True,
+    ),
+    "POST /responses": _responses("chat", "responses", job="start"),
+    "GET /responses/{response_id}": _responses("fetch_response", "responses.retrieve", job="fetch"),
+    "POST /responses/{response_id}/cancel": _responses("cancel_response", "responses.cancel", job="fetch"),
+    "POST /responses/compact": _responses("compact_response", "responses.compact"),
+    "POST /responses/input_tokens": replace(
+        _responses("count_tokens", "responses.input_tokens"), response=token_count_response
+    ),
+    "POST /completions": Operation(
+        name="text_completion",
+        api="completions",
+        where="completions",
+        request=_media.completions_request,
+        response=_media.completions_response,
+        fold=_media.CompletionFold,
+        chunk_text=_media.completion_chunk_text,
+        content=_media.COMPLETIONS,
+        context_length=_media.prompt_length,
+        asks_usage=True,
+    ),
+    "POST /embeddings": _other("embeddings", "embeddings", _media.embeddings_request),
+    "POST /images/generations": _other("image_generation", "images.generate", _media.image_request),
+    "POST /images/edits": _other("image_edit", "images.edit", _media.image_request),
+    "POST /images/variations": _other("image_variation", "images.create_variation", _media.image_request),
+    "POST /audio/speech": _other("speech", "audio.speech", _media.speech_request),
+    "POST /audio/transcriptions": _other("transcription", "audio.transcriptions", _media.plain_request),
+    "POST /audio/translations": _other("translation", "audio.translations", _media.plain_request),
+    "POST /moderations": _other("moderation", "moderations", _media.plain_request),
+    "POST /decisions": _other("decision", "decisions", _media.plain_request),
+    "POST /vector_stores/{vector_store_id}/search": _other("retrieval", "vector_stores.search", _media.search_request),
+    "POST /videos": _job("video_generation", "videos.create"),
+    "POST /videos/edits": _job("video_edit", "videos.edit"),
+    "POST /videos/extensions": _job("video_extension", "videos.extend"),
+    "POST /videos/{video_id}/remix": _job("video_remix", "videos.remix"),
+    "POST /threads/runs": _job("thread_run", "threads.create_and_run"),
+    "POST /threads/{thread_id}/runs": _job("thread_run", "threads.runs.create"),
+    "POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs": _job(
+        "thread_run", "threads.runs.submit_tool_outputs"
     ),
 }
 
 _TEMPLATES: Final = tuple(
-    (re.compile(re.sub(r"\{\w+\}", "[^/]+", route)), operation)
+    (re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route)), operation)
     for route, operation in OPERATIONS.items()
     if "{" in route
 )
+_NO_ARGUMENTS: Final[Mapping[str, str]] = {}
 
 
-def find_operation(method: str, url: str) -> Operation | None:
-    """Return the row for a request, None if the method is not one we observe."""
+def find_operation(method: str, url: str) -> tuple[Operation, Mapping[str, str]] | None:
+    """Return the row for a request and the arguments in its path, None if the method is not one we observe."""
     route = f"{method.upper()} {url}" if url.startswith("/") else f"{method.upper()} /{url}"
     operation = OPERATIONS.get(route)
     if operation is not None:
-        return operation
+        return operation, _NO_ARGUMENTS
     route = route.partition("?")[0]
-    return OPERATIONS.get(route) or next((row for template, row in _TEMPLATES if template.fullmatch(route)), None)
+    if (operation := OPERATIONS.get(route)) is not None:
+        return operation, _NO_ARGUMENTS
+    for template, row in _TEMPLATES:
+        if (match := template.fullmatch(route)) is not None:
+            return row, match.groupdict()
+    return None
+
+
+READERS: Final[Mapping[str, ContentReaders]] = {row.api: row.content for row in OPERATIONS.values()}
+"""How to read content that comes as JSON text, by API."""

@@ -30,6 +30,16 @@ class RequestFacts(TypedDict, total=False):
     reasoning_level: str
     output_type: str
     service_tier: str
+    conversation_id: str
+    previous_response_id: str
+    prompt_name: str
+    prompt_version: str
+    background: bool
+    response_id: str
+    stream_cursor: str
+    dimension_count: int
+    encoding_formats: tuple[str, ...]
+    data_source_id: str
 
 
 class ResponseFacts(TypedDict, total=False):
@@ -43,6 +53,8 @@ class ResponseFacts(TypedDict, total=False):
     usage: Usage | None
     service_tier: str | None
     system_fingerprint: str | None
+    status: str | None
+    failure: str | None
 
 
 def fields(value: object) -> Mapping[str, Any]:
@@ -93,7 +105,7 @@ def count(value: object) -> int | None:
     return known if known is not None and known >= 0 else None
 
 
-def _stop_sequences(value: object) -> tuple[str, ...] | None:
+def stop_sequences(value: object) -> tuple[str, ...] | None:
     if isinstance(value, str):
         return (value,)
     if isinstance(value, (list, tuple)):
@@ -104,7 +116,8 @@ def _stop_sequences(value: object) -> tuple[str, ...] | None:
 _OUTPUT_TYPES: Final = {"json_object": "json", "json_schema": "json", "text": "text"}
 
 
-def _output_type(value: object) -> str | None:
+def output_type(value: object) -> str | None:
+    """``gen_ai.output.type`` for a response format."""
     return _OUTPUT_TYPES.get(str(fields(value).get("type")))
 
 
@@ -121,27 +134,35 @@ _CHAT_REQUEST: Final[Mapping[str, tuple[str, Callable[[object], object]]]] = {
     "top_k": ("top_k", integer),
     "frequency_penalty": ("frequency_penalty", number),
     "presence_penalty": ("presence_penalty", number),
-    "stop": ("stop_sequences", _stop_sequences),
+    "stop": ("stop_sequences", stop_sequences),
     "seed": ("seed", integer),
     "n": ("choice_count", count),
     "reasoning_effort": ("reasoning_level", label),
-    "response_format": ("output_type", _output_type),
+    "response_format": ("output_type", output_type),
     "modalities": ("output_type", _modalities),
     "service_tier": ("service_tier", label),
 }
 
 
-def chat_request(body: Mapping[str, object]) -> RequestFacts:
-    """Read a Chat Completions request body."""
+def read_request(
+    body: Mapping[str, object], table: Mapping[str, tuple[str, Callable[[object], object]]]
+) -> RequestFacts:
+    """Read the keys of *body* that *table* knows, as ``key: (field, narrowing function)``."""
     facts: dict[str, object] = {}
     for key, value in body.items():
-        if value is not None and (row := _CHAT_REQUEST.get(key)) is not None:
+        if value is not None and (row := table.get(key)) is not None:
             name, narrow = row
             if (narrowed := narrow(value)) is not None:
                 facts[name] = narrowed
+    return cast("RequestFacts", facts)
+
+
+def chat_request(body: Mapping[str, object]) -> RequestFacts:
+    """Read a Chat Completions request body."""
+    facts = read_request(body, _CHAT_REQUEST)
     if (limit := count(body.get("max_completion_tokens"))) is not None:
         facts["max_tokens"] = limit  # wins over the older name, wherever it stands
-    return cast("RequestFacts", facts)
+    return facts
 
 
 def chat_context_length(body: Mapping[str, object]) -> int | None:
@@ -153,14 +174,15 @@ def chat_context_length(body: Mapping[str, object]) -> int | None:
 def _message_bytes(message: object) -> int:
     content = fields(message).get("content")
     if isinstance(content, str):
-        return _utf8_length(content)
+        return utf8_length(content)
     if isinstance(content, (list, tuple)):
         texts = (fields(part).get("text") for part in content)
-        return sum(_utf8_length(part) for part in texts if isinstance(part, str))
+        return sum(utf8_length(part) for part in texts if isinstance(part, str))
     return 0
 
 
-def _utf8_length(value: str) -> int:
+def utf8_length(value: str) -> int:
+    """Bytes of *value* in UTF-8; free for ASCII."""
     return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
 
 
@@ -180,9 +202,8 @@ def chat_response(parsed: object) -> ResponseFacts:
     }
 
 
-def _either(data: Mapping[str, Any], name: str, other: str) -> object:
-    value = data.get(name)
-    return data.get(other) if value is None else value
+def _either(data: Mapping[str, Any], *names: str) -> object:
+    return next((data[name] for name in names if data.get(name) is not None), None)
 
 
 def read_usage(usage: object) -> Usage | None:
@@ -203,7 +224,7 @@ def read_usage(usage: object) -> Usage | None:
     total = count(data.get("total_tokens"))
     if inputs is None and outputs is None and total is None:
         return None
-    prompt = _either(data, "prompt_tokens_details", "input_tokens_details")
+    prompt = _either(data, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     completion = _either(data, "completion_tokens_details", "output_tokens_details")
     if prompt is None and completion is None:
         return Usage(input_tokens=inputs, output_tokens=outputs, total_tokens=total)

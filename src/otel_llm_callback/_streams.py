@@ -72,6 +72,8 @@ class ObservedStream(Observed):
         exchange.pulling = True  # while we wait, a closing body is ours to explain, not an early close
         try:
             for chunk in super().__iter__():  # type: ignore[misc]
+                if exchange.hides_usage and exchange.takes_usage(chunk):
+                    continue
                 exchange.pulling = False
                 exchange.chunk(chunk)
                 yield chunk
@@ -90,6 +92,8 @@ class ObservedStream(Observed):
         exchange.pulling = True
         try:
             chunk = super().__next__()  # type: ignore[misc]
+            while exchange.hides_usage and exchange.takes_usage(chunk):
+                chunk = super().__next__()  # type: ignore[misc]
         except StopIteration:
             exchange.finish()
             raise
@@ -114,6 +118,8 @@ class ObservedAsyncStream(Observed):
         exchange.pulling = True
         try:
             async for chunk in super().__aiter__():  # type: ignore[misc]
+                if exchange.hides_usage and exchange.takes_usage(chunk):
+                    continue
                 exchange.pulling = False
                 exchange.chunk(chunk)
                 yield chunk
@@ -132,6 +138,8 @@ class ObservedAsyncStream(Observed):
         exchange.pulling = True
         try:
             chunk = await super().__anext__()  # type: ignore[misc]
+            while exchange.hides_usage and exchange.takes_usage(chunk):
+                chunk = await super().__anext__()  # type: ignore[misc]
         except StopAsyncIteration:
             exchange.finish()
             raise

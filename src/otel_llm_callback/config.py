@@ -50,6 +50,7 @@ class Settings:
         error_text: Show exception messages in telemetry; they may quote prompts.
         content_limit: Characters of one content attribute.
         redactor: Applied to every text that may be content; fails closed.
+        include_usage: Have chat and completion streams carry usage; the extra chunk stays hidden from the caller.
         metrics: Which metric names.
         chunk_timing: Which waits between chunks go on the metric.
         chunk_events: How many chunks of a stream become span events.
@@ -73,6 +74,7 @@ class Settings:
     error_text: bool = False
     content_limit: int = DEFAULT_LIMIT
     redactor: Redactor | None = None
+    include_usage: bool = False
     metrics: MetricFamily = "current"
     chunk_timing: ChunkTiming = "bounded"
     chunk_events: int = 0
@@ -214,6 +216,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("error_text", PREFIX + "ERROR_TEXT", _TRUTH, _truth, _parse_truth),
     Setting("content_limit", PREFIX + "CONTENT_LIMIT", "a whole number from 2", _integer(2), int),
     Setting("redactor", PREFIX + "REDACTOR", "a function; in the environment `module:object`", _redactor),
+    Setting("include_usage", PREFIX + "INCLUDE_USAGE", _TRUTH, _truth, _parse_truth),
     Setting("metrics", PREFIX + "METRICS", _names(_FAMILIES), _choice(*_FAMILIES)),
     Setting("chunk_timing", PREFIX + "CHUNK_TIMING", _names(_TIMINGS), _choice(*_TIMINGS)),
     Setting(

@@ -122,7 +122,11 @@ class _Active:
             from . import _openai
 
             seam = _openai.Seam(
-                REGISTRY.dispatcher, _is_suppressed, redactor=self.settings.redactor, hosts=self.settings.providers
+                REGISTRY.dispatcher,
+                _is_suppressed,
+                redactor=self.settings.redactor,
+                hosts=self.settings.providers,
+                include_usage=self.settings.include_usage,
             )
             self._undo.append(REGISTRY.watch(lambda dispatcher: setattr(seam, "dispatcher", dispatcher)))
             self.patch = _openai.patch(seam)

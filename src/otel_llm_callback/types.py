@@ -84,6 +84,15 @@ class RequestMetadata:
         choice_count: The ``n`` of the request.
         reasoning_level: The reasoning effort, as sent.
         output_type: ``text``, ``json``, ``image`` or ``speech`` if the request names a format.
+        conversation_id: Of a conversation the API keeps; never invented.
+        previous_response_id: The response this one goes on from.
+        prompt_name: Id of the prompt template.
+        background: True if the answer is made after the call; later calls fetch it.
+        response_id: The response that is fetched or cancelled.
+        stream_cursor: Where a fetched stream is taken up again.
+        dimension_count: Length of the embeddings asked for.
+        encoding_formats: As the caller asked; empty for base64, which the client asks for on its own account.
+        data_source_id: The vector store that is searched.
         session_id: From :func:`otel_llm_callback.session`.
         user_id: From :func:`otel_llm_callback.session`.
         attributes: Further attributes given to :func:`otel_llm_callback.session`.
@@ -113,6 +122,16 @@ class RequestMetadata:
     reasoning_level: str | None = None
     output_type: str | None = None
     service_tier: str | None = None
+    conversation_id: str | None = None
+    previous_response_id: str | None = None
+    prompt_name: str | None = None
+    prompt_version: str | None = None
+    background: bool = False
+    response_id: str | None = None
+    stream_cursor: str | None = None
+    dimension_count: int | None = None
+    encoding_formats: tuple[str, ...] = ()
+    data_source_id: str | None = None
     session_id: str | None = None
     user_id: str | None = None
     attributes: Mapping[str, AttributeValue] = field(default_factory=_no_attributes)
@@ -205,6 +224,8 @@ class ResponseMetadata:
         request_id: The provider's id of the HTTP request, for support tickets.
         processing_ms: The server's own figure for its work, in milliseconds.
         rate_limit: What the headers said of limits.
+        status: Of a response or job the server keeps, such as ``completed``, ``queued`` or ``incomplete``.
+        failure: The provider's error code of a result that says it failed; see :class:`FailedResponseError`.
         cost: In US dollars, if prices are configured and the model has one.
     """
 
@@ -231,6 +252,8 @@ class ResponseMetadata:
     rate_limit: RateLimit | None = None
     service_tier: str | None = None
     system_fingerprint: str | None = None
+    status: str | None = None
+    failure: str | None = None
     cost: Decimal | None = None
 
     @property
@@ -297,6 +320,20 @@ class ResponseMetadata:
     def retry_wait_ms(self) -> float:
         """How long the client waited between attempts; part of ``response_time_ms``."""
         return sum(retry.delay_s for retry in self.retries) * 1000
+
+
+class FailedResponseError(Exception):
+    """The API answered with HTTP 200 and a result that says it failed; told to ``on_error``, never raised.
+
+    The caller got the result as an ordinary object. The text of the exception is the code alone.
+
+    Attributes:
+        code: The provider's error code.
+    """
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 class StreamChunk(str):

@@ -752,7 +752,9 @@ OF_THE_CONVENTIONS = """
     gen_ai.operation.name gen_ai.provider.name gen_ai.request.model gen_ai.request.stream gen_ai.output.type
     gen_ai.request.temperature gen_ai.request.max_tokens gen_ai.request.top_p gen_ai.request.top_k
     gen_ai.request.frequency_penalty gen_ai.request.presence_penalty gen_ai.request.seed gen_ai.request.choice.count
-    gen_ai.request.reasoning.level gen_ai.request.stop_sequences
+    gen_ai.request.reasoning.level gen_ai.request.stop_sequences gen_ai.request.previous_response.id
+    gen_ai.request.stream_cursor gen_ai.request.encoding_formats gen_ai.embeddings.dimension.count
+    gen_ai.conversation.id gen_ai.prompt.name gen_ai.prompt.version gen_ai.data_source.id gen_ai.response.status
     gen_ai.response.id gen_ai.response.model gen_ai.response.finish_reasons gen_ai.response.time_to_first_chunk
     gen_ai.usage.input_tokens gen_ai.usage.output_tokens gen_ai.usage.reasoning.output_tokens
     gen_ai.usage.cache_read.input_tokens gen_ai.usage.cache_creation.input_tokens

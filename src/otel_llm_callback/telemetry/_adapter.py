@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context, attach, detach, get_current
-from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
 
 from .. import _faults, _messages
+from .._jobs import PENDING
+from .._operations import READERS
 from .._version import __version__
 from ..config import MAX_CHUNK_EVENTS, ChunkTiming, ExceptionSignal, MetricFamily, is_hard_off
 from ..content import Gate, Message, Payload
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_JOB_LIMIT: Final = 1024
 _PLAN_LIMIT: Final = 1024
 
 
@@ -77,6 +80,7 @@ class OpenTelemetryCallback:
         self._writes_details = emits
         self._events = EventWriter(logger_provider) if emits or exceptions != "span" else None
         self._open: dict[str, _OpenSpan] = {}
+        self._jobs: dict[str, SpanContext] = {}
         self._plans: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
         self.on_new_provider: Callable[[], None] | None = None
         self._bound: tuple[object, object] = (None, None)
@@ -120,7 +124,11 @@ class OpenTelemetryCallback:
     def _start(self, name: str, attributes: dict[str, Any], metadata: RequestMetadata) -> Span:
         try:
             return self._tracer.start_span(
-                name, kind=SpanKind.CLIENT, attributes=attributes, start_time=metadata.started_ns
+                name,
+                kind=SpanKind.CLIENT,
+                attributes=attributes,
+                links=None if metadata.response_id is None else self._links(metadata.response_id),
+                start_time=metadata.started_ns,
             )
         except Exception as error:  # noqa: BLE001 - a sampler or span processor of the program's own
             _faults.report("span", error, "a span could not be started")
@@ -133,6 +141,8 @@ class OpenTelemetryCallback:
             return
         if held.recording or self._writes_details:
             self._write_response(held, metadata, response_json)
+        if metadata.status in PENDING and metadata.id is not None:
+            self._note_job(metadata.id, held.span.get_span_context())
         self._metrics.response(metadata, held.context, gaps=self._chunk_timing == "bounded")
         held.span.end(metadata.ended_ns)
 
@@ -169,6 +179,16 @@ class OpenTelemetryCallback:
         held.last_chunk_ns = chunk.at_ns
         if index < self._chunk_events and held.recording:
             held.span.add_event(n.EVENT_CHUNK, {n.CHUNK_INDEX: index, n.CHUNK_KIND: chunk.kind}, chunk.at_ns)
+
+    def _note_job(self, response_id: str, context: SpanContext) -> None:
+        """Remember the span that asked for an answer which is made later, for the calls that fetch it."""
+        while len(self._jobs) >= _JOB_LIMIT:
+            self._jobs.pop(next(iter(self._jobs)), None)
+        self._jobs.setdefault(response_id, context)
+
+    def _links(self, response_id: str) -> list[Link] | None:
+        context = self._jobs.get(response_id)
+        return None if context is None else [Link(context)]
 
     def _providers(self) -> tuple[object, object]:
         return (
@@ -339,6 +359,8 @@ def _request_attributes(metadata: RequestMetadata, start: Mapping[str, Any]) -> 
             attributes[name] = value
     if metadata.choice_count is not None and metadata.choice_count != 1:
         attributes[n.CHOICE_COUNT] = metadata.choice_count
+    if metadata.encoding_formats:
+        attributes[n.ENCODING_FORMATS] = metadata.encoding_formats
     if metadata.service_tier is not None and metadata.service_tier != "auto":
         attributes[n.OPENAI_REQUEST_TIER] = metadata.service_tier
     if metadata.attributes:
@@ -351,6 +373,8 @@ def _response_attributes(metadata: ResponseMetadata) -> dict[str, Any]:
     for field, name in n.RESPONSE_FIELDS:
         if (value := getattr(metadata, field)) is not None:
             attributes[name] = value
+    if metadata.status is not None and metadata.request.operation == "fetch_response":
+        attributes[n.RESPONSE_STATUS] = metadata.status
     if metadata.finish_reasons:
         attributes[n.FINISH_REASONS] = metadata.finish_reasons
     if metadata.truncated:
@@ -423,7 +447,7 @@ def _payload(text: str, api: str) -> Payload:
     """The payload behind a content argument; plain JSON text is read back."""
     if isinstance(text, Payload):
         return text
-    return Payload(json.loads(text), _messages.READERS.get(api, _messages.CHAT))
+    return Payload(json.loads(text), READERS.get(api, _messages.CHAT))
 
 
 def _qualified_name(error: BaseException) -> str:

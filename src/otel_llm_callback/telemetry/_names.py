@@ -33,10 +33,20 @@ REQUEST_FIELDS: Final = (
     ("seed", "gen_ai.request.seed"),
     ("reasoning_level", "gen_ai.request.reasoning.level"),
     ("output_type", "gen_ai.output.type"),
+    ("conversation_id", "gen_ai.conversation.id"),
+    ("previous_response_id", "gen_ai.request.previous_response.id"),
+    ("prompt_name", "gen_ai.prompt.name"),
+    ("prompt_version", "gen_ai.prompt.version"),
+    ("response_id", "gen_ai.response.id"),
+    ("stream_cursor", "gen_ai.request.stream_cursor"),
+    ("dimension_count", "gen_ai.embeddings.dimension.count"),
+    ("data_source_id", "gen_ai.data_source.id"),
     ("session_id", "session.id"),
     ("user_id", "user.id"),
 )
 CHOICE_COUNT: Final = "gen_ai.request.choice.count"
+RESPONSE_STATUS: Final = "gen_ai.response.status"  # of fetched responses
+ENCODING_FORMATS: Final = "gen_ai.request.encoding_formats"
 STOP_SEQUENCES: Final = "gen_ai.request.stop_sequences"
 SESSION_PREFIX: Final = "llm_callback.session."
 

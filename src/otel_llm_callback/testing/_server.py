@@ -20,14 +20,33 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
+from ._bodies import (
+    CREATED,
+    SPEECH,
+    TEXT,
+    Counts,
+    chat_usage,
+    compaction,
+    cut_at_words,
+    decision,
+    embedding_list,
+    image_events,
+    image_list,
+    moderation,
+    response_events,
+    response_object,
+    search_page,
+    text_completion,
+    text_completion_chunks,
+    thread_run,
+    thread_run_events,
+    transcription,
+    transcription_events,
+    video,
+)
+
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-TEXT: Final = "Hello! I am a scripted server, and this is all I ever say."
-"""What the server answers unless told otherwise."""
-
-CREATED: Final = 1_767_225_600
-"""The ``created`` of every answer, seconds since the epoch: fixed, so that two runs are alike."""
 
 KEPT_REQUESTS: Final = 10_000
 """How many requests ``ScriptedServer.requests`` keeps; the oldest go first."""
@@ -39,9 +58,6 @@ _IDLE_S: Final = 60.0
 """After this long without a request a connection is closed."""
 
 _PREFIX: Final = re.compile(r"^(/openai)?(/deployments/[^/]+|/v1)?(?=/)")
-
-Counts: TypeAlias = "Mapping[str, object] | tuple[int, int]"
-"""A ``usage`` object as the API spells it, or just input and output tokens."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +149,9 @@ class ScriptedServer:
 
     Attributes:
         reply: Asked for each request, from the thread of its connection. None, as the attribute or as what it returns,
-            means the usual answer: a fixed text for chat completions, a list for models, 404 for other paths. If it
-            raises, the client gets status 500 with the exception as message, and does not retry.
+            means the usual answer: a fixed text for chat completions and responses, something alike for the other APIs,
+            404 for paths it does not know. If it raises, the client gets status 500 with the exception as message, and
+            does not retry.
         requests: What arrived, in order; the last ``KEPT_REQUESTS`` of it.
         closed_early: How many answers the client hung up on before all was sent. A hang-up is noticed before each event
             and during each delay, so give a stream a delay if this number matters.
@@ -389,7 +406,7 @@ def chat_completion(
         ],
     }
     if usage is not None:
-        body["usage"] = _usage(usage)
+        body["usage"] = chat_usage(usage)
     return body
 
 
@@ -422,7 +439,7 @@ def chat_chunk(
     if delta is not None:
         chunk["choices"] = [{"index": choice, "delta": dict(delta), "logprobs": None, "finish_reason": finish_reason}]
     if usage is not None:
-        chunk["usage"] = _usage(usage)
+        chunk["usage"] = chat_usage(usage)
     return chunk
 
 
@@ -445,7 +462,7 @@ def chat_chunks(
         response_id: The ``id`` of every chunk.
         choices: How many, all alike, in turns.
     """
-    pieces = re.findall(r"\S+\s*", text) if isinstance(text, str) else text
+    pieces = cut_at_words(text)
     deltas: list[tuple[dict[str, object], str | None]] = [({"role": "assistant", "content": "", "refusal": None}, None)]
     deltas += [({"content": piece}, None) for piece in pieces]
     if finish_reason is not None:
@@ -469,19 +486,6 @@ def error_body(
     return {"error": {"message": message, "type": type, "param": None, "code": code}}
 
 
-def _usage(counts: Counts) -> dict[str, object]:
-    if isinstance(counts, Mapping):
-        return dict(counts)
-    prompt, completion = counts
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
-    }
-
-
 def _usual_chat(request: ReceivedRequest, number: int) -> Reply:
     asked = request.json
     model, response_id = str(asked.get("model", "gpt-4o-mini")), f"chatcmpl-{number:06}"
@@ -498,17 +502,136 @@ def _usual_models(_request: ReceivedRequest, _number: int) -> Reply:
     return JsonReply({"object": "list", "data": [model]})
 
 
+def _usual_response(request: ReceivedRequest, number: int) -> Reply:
+    asked = request.json
+    model, response_id = str(asked.get("model", "gpt-4o-mini")), f"resp_{number:06}"
+    if asked.get("stream"):
+        return StreamReply(response_events(model=model, response_id=response_id), done=False, named=True)
+    if asked.get("background"):
+        return JsonReply(response_object(model=model, response_id=response_id, status="queued", usage=None))
+    return JsonReply(response_object(model=model, response_id=response_id))
+
+
+def _usual_fetch(request: ReceivedRequest, _number: int) -> Reply:
+    response_id = request.path.split("/")[2]
+    if request.path.endswith("/cancel"):
+        return JsonReply(response_object(response_id=response_id, status="cancelled", usage=None))
+    if "stream=true" not in request.query:
+        return JsonReply(response_object(response_id=response_id))
+    cursor = re.search(r"starting_after=(\d+)", request.query)
+    events = response_events(response_id=response_id)
+    return StreamReply(events[int(cursor[1]) + 1 :] if cursor else events, done=False, named=True)
+
+
+def _usual_completion(request: ReceivedRequest, number: int) -> Reply:
+    asked = request.json
+    model, response_id = str(asked.get("model", "gpt-3.5-turbo-instruct")), f"cmpl-{number:06}"
+    choices = asked.get("n") or 1
+    if asked.get("stream"):
+        return StreamReply(text_completion_chunks(model=model, response_id=response_id, choices=choices))
+    return JsonReply(text_completion(model=model, response_id=response_id, choices=choices))
+
+
+def _usual_embeddings(request: ReceivedRequest, _number: int) -> Reply:
+    asked = request.json
+    given = asked.get("input")
+    several = isinstance(given, list) and given and not isinstance(given[0], int)
+    vectors = [(0.25, -0.5, 1.0)] * (len(given) if several and given is not None else 1)
+    encoding = str(asked.get("encoding_format", "float"))
+    return JsonReply(embedding_list(vectors, model=str(asked.get("model")), encoding_format=encoding))
+
+
+def _usual_images(request: ReceivedRequest, _number: int) -> Reply:
+    if _asked_to_stream(request):
+        return StreamReply(image_events(edit=request.path.endswith("/edits")), done=False, named=True)
+    return JsonReply(image_list(images=request.json.get("n") or 1))
+
+
+def _usual_speech(_request: ReceivedRequest, _number: int) -> Reply:
+    return JsonReply(SPEECH, headers={"content-type": "audio/mpeg"})
+
+
+def _usual_transcription(request: ReceivedRequest, _number: int) -> Reply:
+    if _asked_to_stream(request):
+        return StreamReply(transcription_events(), done=False, named=True)
+    if _form_field(request, "response_format") in {b"text", b"srt", b"vtt"}:
+        return JsonReply(TEXT.encode() + b"\n", headers={"content-type": "text/plain; charset=utf-8"})
+    return JsonReply(transcription(usage=None if request.path.endswith("/translations") else (5, 7)))
+
+
+def _asked_to_stream(request: ReceivedRequest) -> bool:
+    return request.json.get("stream") is True or _form_field(request, "stream") == b"true"
+
+
+def _form_field(request: ReceivedRequest, name: str) -> bytes | None:
+    found = re.search(rb'name="%s"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n' % name.encode(), request.body)
+    return found[1] if found else None
+
+
+def _usual_search(_request: ReceivedRequest, _number: int) -> Reply:
+    return JsonReply(search_page())
+
+
+def _usual_video(request: ReceivedRequest, _number: int) -> Reply:
+    return JsonReply(video(model=str(request.json.get("model", "sora-2"))))
+
+
+def _usual_run(request: ReceivedRequest, _number: int) -> Reply:
+    if _asked_to_stream(request):
+        return StreamReply(thread_run_events(), done=True)
+    return JsonReply(thread_run())
+
+
+def _always(body: Callable[[], dict[str, Any]]) -> Callable[[ReceivedRequest, int], Reply]:
+    return lambda _request, _number: JsonReply(body())
+
+
+def _token_count() -> dict[str, Any]:
+    return {"object": "response.input_tokens", "input_tokens": 5}
+
+
 _USUAL: Final[Mapping[str, Callable[[ReceivedRequest, int], Reply]]] = MappingProxyType(
     {
         "POST /chat/completions": _usual_chat,
+        "POST /responses": _usual_response,
+        "POST /responses/compact": _always(compaction),
+        "POST /responses/input_tokens": _always(_token_count),
+        "GET /responses/*": _usual_fetch,
+        "POST /responses/*/cancel": _usual_fetch,
+        "POST /completions": _usual_completion,
+        "POST /embeddings": _usual_embeddings,
+        "POST /images/generations": _usual_images,
+        "POST /images/edits": _usual_images,
+        "POST /images/variations": _usual_images,
+        "POST /audio/speech": _usual_speech,
+        "POST /audio/transcriptions": _usual_transcription,
+        "POST /audio/translations": _usual_transcription,
+        "POST /moderations": _always(moderation),
+        "POST /decisions": _always(decision),
+        "POST /vector_stores/*/search": _usual_search,
+        "POST /videos": _usual_video,
+        "POST /videos/edits": _usual_video,
+        "POST /videos/extensions": _usual_video,
+        "POST /videos/*/remix": _usual_video,
+        "POST /threads/runs": _usual_run,
+        "POST /threads/*/runs": _usual_run,
+        "POST /threads/*/runs/*/submit_tool_outputs": _usual_run,
         "GET /models": _usual_models,
     }
 )
 
 
 def _usual_reply(request: ReceivedRequest, number: int) -> Reply:
-    answer = _USUAL.get(f"{request.method} {request.path}")
+    route = f"{request.method} {request.path}"
+    answer = _USUAL.get(route)
     if answer is None:
-        message = f"Invalid URL ({request.method} {request.path})"
-        return JsonReply(error_body(message), status=404)
+        answer = next((found for pattern, found in _USUAL.items() if _matches(pattern, route)), None)
+    if answer is None:
+        return JsonReply(error_body(f"Invalid URL ({route})"), status=404)
     return answer(request, number)
+
+
+def _matches(pattern: str, route: str) -> bool:
+    """Whether each star stands for one step of the path."""
+    wanted, steps = pattern.split("/"), route.split("/")
+    return len(wanted) == len(steps) and all(want in ("*", step) for want, step in zip(wanted, steps, strict=True))
