@@ -49,6 +49,7 @@ wakers: list[Callable[[], None]] = []
 """Called when an exchange was abandoned; each must be safe inside a finaliser."""
 
 _generation = 0
+_watching = 0
 _collecting: int | None = None
 
 
@@ -63,10 +64,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def watch_collector(*, on: bool) -> None:
-    """Know when the garbage collector runs: a body closed by it was dropped, not closed by the caller."""
-    if on and _note_collection not in gc.callbacks:
+    """Know when the garbage collector runs: a body closed by it was dropped, not closed by the caller.
+
+    Each patch switches it on once and off once; the last one off ends it.
+    """
+    global _watching  # noqa: PLW0603
+    _watching += 1 if on else -1
+    if _watching and _note_collection not in gc.callbacks:
         gc.callbacks.append(_note_collection)
-    elif not on and _note_collection in gc.callbacks:
+    elif not _watching and _note_collection in gc.callbacks:
         gc.callbacks.remove(_note_collection)
 
 
@@ -89,7 +95,6 @@ class Exchange:
     __slots__ = (
         "__weakref__",
         "_add",
-        "_call",
         "_dispatcher",
         "_fold",
         "_gaps",
@@ -194,6 +199,11 @@ class Exchange:
         if self._retries is None:
             self._retries = []
         self._retries.append(retry)
+
+    @property
+    def retry_count(self) -> int:
+        """Retries noted so far."""
+        return len(self._retries or ())
 
     def parsed(self, parsed: Any) -> None:
         """Note the parsed response."""

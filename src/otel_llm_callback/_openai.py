@@ -1,8 +1,8 @@
 """Every private name of the SDK that this package touches, and nothing else.
 
-Three methods of the two client classes are wrapped and our exchange is put into the request options as their
-post-parser; see the design notes in CONTRIBUTING. A target that is missing degrades alone and is named in
-``Patch.missing``.
+Every resource method, helper and paginator of the SDK ends in ``client.request``, and whatever that returns went
+through ``options.post_parser``. So three methods of the two client classes are wrapped, and our exchange is put into
+the request options as their post-parser. A target that is missing degrades alone and is named in ``Patch.missing``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ._headers import read_headers
 from ._operations import Operation, find_operation
 from ._providers import provider_of
 from ._sampling import new_id
-from ._scope import Scope, Session, SessionFacts, current, dispatcher_for
+from ._scope import Scope, Session, SessionFacts, current, told_of_calls
 from ._streams import (
     Body,
     ObservedAsyncResponse,
@@ -113,6 +113,36 @@ def patch(seam: Seam) -> Patch:
     return Patch(tuple(covered), tuple(missing), undo)
 
 
+def patch_client(seam: Seam, client: Any, copied: Callable[[Any], None]) -> Callable[[], None]:
+    """Wrap one client; *copied* is told of each client made from it.
+
+    Returns:
+        What puts its attributes back.
+
+    Raises:
+        TypeError: It is no client.
+    """
+    if not isinstance(client, (OpenAI, AsyncOpenAI)):
+        raise TypeError(f"{type(client).__name__} is no client; allowed: an OpenAI or AsyncOpenAI object")
+
+    def copy(wrapped: Any, _client: Any, args: Any, kwargs: Any) -> Any:
+        made = wrapped(*args, **kwargs)
+        copied(made)
+        return made
+
+    wrappers = {**_wrappers(seam, is_async=isinstance(client, AsyncOpenAI)), "copy": copy, "with_options": copy}
+    restores = [_replace(client, name, wrapper) for name, wrapper in wrappers.items() if hasattr(client, name)]
+    watch_collector(on=True)
+
+    def undo() -> None:
+        seam.active = False
+        for restore in reversed(restores):
+            restore()
+        watch_collector(on=False)
+
+    return undo
+
+
 def _wrappers(seam: Seam, *, is_async: bool) -> dict[str, Callable[..., Any]]:
     def request(wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
         begun = _begin(seam, client, args, kwargs)
@@ -159,9 +189,10 @@ def _process_response(wrapped: Any, _client: Any, args: Any, kwargs: Any) -> Any
 
 
 def _retry_scheduled(wrapped: Any, _client: Any, args: Any, kwargs: Any) -> Any:
-    delay_s = wrapped(*args, **kwargs)
     exchange = _exchange_of(kwargs.get("options", args[1] if len(args) > 1 else None))
-    if exchange is not None:
+    before = 0 if exchange is None else exchange.retry_count
+    delay_s = wrapped(*args, **kwargs)
+    if exchange is not None and exchange.retry_count == before:  # else the class is wrapped as well as the client
         cause = sys.exc_info()[1]  # the SDK schedules retries while it handles what went wrong
         status = getattr(getattr(cause, "response", None), "status_code", None)
         exchange.retry(delay_s, type(cause).__name__ if cause is not None else None, status)
@@ -170,6 +201,7 @@ def _retry_scheduled(wrapped: Any, _client: Any, args: Any, kwargs: Any) -> Any:
 
 def _begin(seam: Seam, client: Any, args: Any, kwargs: Any) -> tuple[Exchange, Any, Any] | None:
     """Start an exchange; None if the call is not to be observed."""
+    exchange: Exchange | None = None
     try:
         in_kwargs = "options" in kwargs
         options = kwargs["options"] if in_kwargs else args[1]
@@ -197,6 +229,8 @@ def _begin(seam: Seam, client: Any, args: Any, kwargs: Any) -> tuple[Exchange, A
             _ask_for_usage(options, exchange)
     except Exception as error:  # noqa: BLE001 - SDK objects of any version pass here
         _faults.report("begin", error, "a call was not observed")
+        if exchange is not None:
+            exchange.cancel()
         return None
     if in_kwargs:
         return exchange, args, {**kwargs, "options": options}
@@ -205,13 +239,9 @@ def _begin(seam: Seam, client: Any, args: Any, kwargs: Any) -> tuple[Exchange, A
 
 def _copy(options: Any, exchange: Exchange) -> Any:
     """The caller's options with the exchange as post-parser."""
-    try:
-        if hasattr(options, "model_copy"):
-            return options.model_copy(update={"post_parser": exchange})
-        return options.copy(update={"post_parser": exchange})  # pydantic 1
-    except BaseException:
-        exchange.cancel()
-        raise
+    if hasattr(options, "model_copy"):
+        return options.model_copy(update={"post_parser": exchange})
+    return options.copy(update={"post_parser": exchange})  # pydantic 1
 
 
 def _ask_for_usage(options: Any, exchange: Exchange) -> None:
@@ -230,14 +260,7 @@ def _dispatcher(seam: Seam, scope: Scope | None) -> Dispatcher | None:
     """Who is to be told of a call made now; None if nobody."""
     if not seam.active or running_hook.get():
         return None
-    dispatcher: Dispatcher | None = seam.dispatcher
-    if scope is not None:
-        dispatcher = dispatcher_for(seam.dispatcher, scope)
-        if scope.suppressed:
-            dispatcher = dispatcher.required
-    if dispatcher is not None and seam.is_suppressed():
-        dispatcher = dispatcher.required
-    return None if dispatcher is None or dispatcher.is_idle() else dispatcher
+    return told_of_calls(seam.dispatcher, scope, seam.is_suppressed)
 
 
 def _open(
@@ -383,8 +406,8 @@ def _exchange_of(options: Any) -> Exchange | None:
     return parser if type(parser) is Exchange else None
 
 
-def _replace(owner: type, name: str, wrapper: Any) -> Callable[[], None]:
-    """Wrap the method on *owner* and return what takes the wrapper off again."""
+def _replace(owner: Any, name: str, wrapper: Any) -> Callable[[], None]:
+    """Wrap the method on *owner*, a class or a client, and return what takes the wrapper off again."""
     inherited = name not in vars(owner)
     original = getattr(owner, name)
     ours = FunctionWrapper(original, wrapper)

@@ -169,6 +169,17 @@ def test_usage_is_recorded_only_where_it_was_reported(server, client, telemetry)
     assert [point.name for point in telemetry.metrics() if "token" in point.name] == []
 
 
+def test_answers_without_usage_are_counted(server, client, telemetry):
+    """What is unknown is not zero tokens; how often it is unknown is a number of its own."""
+    instrument(telemetry)
+    ask = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    client.chat.completions.create(**ask)
+    list(client.chat.completions.create(**ask, stream=True))
+    list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    client.chat.completions.create(**ask, stream=True).close()
+    assert [point.value for point in telemetry.metrics("llm_callback.usage.missing")] == [1]
+
+
 @pytest.mark.parametrize("half", ["input", "output"])
 def test_half_of_the_usage_is_recorded_as_half(server, client, telemetry, half):
     """A count that is missing stays out, the other is in."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from .._jobs import PENDING
 from ..config import MetricFamily
 from . import _names as n
 
@@ -52,6 +53,9 @@ class MetricRecorder:
     def __init__(self, meter: Meter, family: MetricFamily) -> None:
         self._current = _Current(meter) if family in ("current", "both") else None
         self._next = _Next(meter) if family in ("next", "both") else None
+        self._missing = meter.create_counter(
+            n.USAGE_MISSING, unit="{call}", description="Calls that ended well and whose tokens are unknown."
+        )
         self._duration = None if self._current is not None else _seconds(meter, n.DURATION, _DURATION_HELP)
         # Each has a table of its own: what a server makes up must not use up the names the program asks for.
         self._requested = BoundedNames(_MODEL_LIMIT)
@@ -65,6 +69,8 @@ class MetricRecorder:
         outcome = None if metadata.outcome == "completed" else metadata.outcome
         attributes = self._set(metadata.request, metadata.model, metadata.service_tier, None, outcome)
         self._record(metadata, attributes, metadata.response_time_ms / 1000, context, gaps=gaps)
+        if metadata.usage is None and outcome is None and _should_say(metadata):
+            self._missing.add(1, attributes.base, context)
 
     def error(
         self,
@@ -153,6 +159,10 @@ class MetricRecorder:
                 n.OUTCOME: outcome,
             },
         )
+
+
+def _should_say(metadata: ResponseMetadata) -> bool:
+    return metadata.request.operation in n.METERED and metadata.status not in PENDING
 
 
 class _AttributeSet:

@@ -139,12 +139,16 @@ TOKEN_MODALITY: Final = "gen_ai.token.modality"  # noqa: S105 - an attribute nam
 # Our own health.
 CALLBACK_EVENTS: Final = "llm_callback.callback.events"
 INSTRUMENTATION_ERRORS: Final = "llm_callback.instrumentation.errors"
+USAGE_MISSING: Final = "llm_callback.usage.missing"
 CALLBACK_NAME: Final = "llm_callback.callback.name"
 CALLBACK_RESULT: Final = "llm_callback.callback.result"
 ERROR_STAGE: Final = "llm_callback.stage"
 
 DURATION_BUCKETS: Final = tuple(0.01 * 2**power for power in range(14))
 TOKEN_BUCKETS: Final = tuple(4**power for power in range(14))
+
+# Operations whose answers should say what they used.
+METERED: Final = frozenset(("chat", "text_completion", "generate_content", "embeddings"))
 
 # Operations that run a model; only these belong to the metrics of the next family.
 INFERENCE: Final = frozenset(("chat", "text_completion", "generate_content"))
