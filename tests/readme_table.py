@@ -1,15 +1,62 @@
-"""The README's table of settings, made from `config.SETTINGS` and the docstring of `Settings`.
+"""The README's tables: of settings, made from `config.SETTINGS` and the docstring of `Settings`, and of coverage.
 
-`python tests/readme_table.py` prints what belongs between `<!-- settings -->` and `<!-- /settings -->`.
+`python tests/readme_table.py` prints what belongs between `<!-- settings -->` and `<!-- /settings -->`, and
+`python tests/readme_table.py coverage` what belongs between `<!-- coverage -->` and `<!-- /coverage -->`.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 
+from otel_llm_callback._media import NO_CONTENT
+from otel_llm_callback._operations import OPERATIONS, Operation
 from otel_llm_callback.config import SETTINGS, Settings, defaults
 
 HEAD = ("Argument", "Variable", "Allowed", "Default", "What")
+
+COVERAGE_HEAD = ("API method", "Operation name", "Streamed", "Usage", "Content")
+
+# What the API offers, which the table of operations does not say: it takes streams and usage as they come.
+STREAMED = {
+    "audio.speech",
+    "audio.transcriptions",
+    "chat.completions",
+    "completions",
+    "images.edit",
+    "images.generate",
+    "responses",
+    "responses.retrieve",
+    "threads.create_and_run",
+    "threads.runs.create",
+    "threads.runs.submit_tool_outputs",
+}
+WITHOUT_USAGE = {
+    "audio.translations",
+    "images.create_variation",
+    "moderations",
+    "vector_stores.search",
+    "videos.create",
+    "videos.edit",
+    "videos.extend",
+    "videos.remix",
+}
+
+
+def coverage_table() -> str:
+    """Return the table of API methods as Markdown, as `settings_table` does."""
+    rows = [_coverage_row(route, row) for route, row in OPERATIONS.items()]
+    return _table(COVERAGE_HEAD, rows)
+
+
+def _coverage_row(route: str, row: Operation) -> tuple[str, ...]:
+    return (
+        f"`{row.where}` `{route}`",
+        f"`{row.name}`",
+        "yes" if row.where in STREAMED else "no",
+        "no" if row.where in WITHOUT_USAGE else "yes",
+        "no" if row.content is NO_CONTENT else "yes",
+    )
 
 
 def settings_table() -> str:
@@ -25,7 +72,11 @@ def settings_table() -> str:
         )
         for setting in SETTINGS
     ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (HEAD, ("---",) * len(HEAD), *rows))
+    return _table(HEAD, rows)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
 
 
 def _meanings() -> dict[str, str]:
@@ -42,4 +93,4 @@ def _shown(preset: object) -> str:
 
 
 if __name__ == "__main__":
-    print(settings_table())
+    print(coverage_table() if "coverage" in sys.argv else settings_table())

@@ -43,6 +43,7 @@ GOOD = {
     "content_limit": [(2, "2", 2), (1000, "1000", 1000)],
     "redactor": [(re.escape, "re:escape", re.escape), (os.path.basename, "os:path.basename", os.path.basename)],
     "include_usage": TRUTHS,
+    "usage_estimator": [(re.escape, "re:escape", re.escape), (os.path.basename, "os:path.basename", os.path.basename)],
     "metrics": [("next", "next", "next"), ("BOTH", "Both", "both")],
     "chunk_timing": [("off", "off", "off"), ("all", "ALL", "all")],
     "chunk_events": [(0, "0", 0), (64, "64", 64)],
@@ -68,6 +69,7 @@ BAD = {
     "content_limit": ([1, 0, "5", 3.0], ["1", "big"]),
     "redactor": (["re:escape", 3], ["re", "re:nothing", "no_such_module:f", "re:purge.nothing", "sys:version"]),
     "include_usage": (["true", 1], ["perhaps"]),
+    "usage_estimator": (["re:escape", 3], ["re", "re:nothing", "no_such_module:f", "re:purge.nothing", "sys:version"]),
     "metrics": (["old", 1], ["old"]),
     "chunk_timing": (["on", True], ["on"]),
     "chunk_events": ([-1, 65, True, "1"], ["-1", "65", "x"]),
@@ -115,6 +117,7 @@ def test_defaults():
         "content_limit": 262_144,
         "redactor": None,
         "include_usage": False,
+        "usage_estimator": None,
         "metrics": "current",
         "chunk_timing": "bounded",
         "chunk_events": 0,
@@ -140,7 +143,7 @@ def test_argument_and_variable_mean_the_same(name, argument, text, value):
 )
 def test_bad_argument_is_refused_with_what_is_allowed(name, argument):
     """The message names the argument, what was given and what may be given."""
-    shown = f"<{type(argument).__name__}>" if name == "redactor" else repr(argument)
+    shown = f"<{type(argument).__name__}>" if name in ("redactor", "usage_estimator") else repr(argument)
     with pytest.raises(ValueError, match="is not allowed") as raised:
         load_settings({name: argument}, {})
     assert str(raised.value) == f"{name}={shown} is not allowed; allowed: {BY_NAME[name].allowed}"
@@ -157,7 +160,9 @@ def test_bad_variable_is_refused_with_what_is_allowed(name, text):
     message = f"{setting.variable}={text!r} is not allowed; allowed: {setting.allowed}"
     assert str(raised.value).startswith(message)
     detail = str(raised.value)[len(message) :]
-    assert re.fullmatch(r"(; '.+' (is not of the form|cannot be loaded).*)?" if name == "redactor" else "", detail)
+    assert re.fullmatch(
+        r"(; '.+' (is not of the form|cannot be loaded).*)?" if name in ("redactor", "usage_estimator") else "", detail
+    )
 
 
 @pytest.mark.parametrize(

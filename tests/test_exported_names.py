@@ -15,6 +15,8 @@ PROMISED = {
     "TelemetryCallback",
     "flush",
     "instrument",
+    "instrument_client",
+    "observe",
     "register",
     "session",
     "shutdown",

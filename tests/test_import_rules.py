@@ -54,11 +54,48 @@ OWN = {
     },
     "_headers": {"types"},
     "_background": {"_dispatch", "_exchange", "_faults", "config", "protocol", "types"},
-    "_registry": {"_background", "_dispatch", "_scope", "callbacks", "config", "protocol", "telemetry"},
+    "_registry": {"_background", "_dispatch", "_scope", "callbacks", "config", "content", "protocol", "telemetry"},
     "_status": {"_faults", "_operations", "instrumentor"},
+    "_observe": {
+        "_dispatch",
+        "_exchange",
+        "_faults",
+        "_operations",
+        "_readers",
+        "_registry",
+        "_sampling",
+        "_scope",
+        "instrumentor",
+        "types",
+    },
+    "_client": {
+        "_background",
+        "_dispatch",
+        "_faults",
+        "_openai",
+        "_registry",
+        "_scope",
+        "config",
+        "instrumentor",
+        "telemetry",
+    },
+    "_others": set(),
+    "_doctor": ANYTHING,
     "_version": set(),
     "_streams": {"_exchange"},
     "_providers": set(),
+    "_realtime": {"_media", "_messages", "_operations", "_readers", "_responses", "content", "types"},
+    "_websockets": {
+        "_exchange",
+        "_faults",
+        "_openai",
+        "_operations",
+        "_readers",
+        "_realtime",
+        "_sampling",
+        "_scope",
+        "types",
+    },
     "_openai": {
         "_dispatch",
         "_exchange",
@@ -69,6 +106,7 @@ OWN = {
         "_sampling",
         "_scope",
         "_streams",
+        "_websockets",
         "content",
         "types",
     },
@@ -129,12 +167,14 @@ class Allowed:
 FOREIGN = {
     "httpx": Allowed(),
     "httpx2": Allowed(),
-    "openai": Allowed({"_openai"}, in_function={"_demo", "cli", "testing"}),
-    "opentelemetry": Allowed({"_demo", "_status", "cli", "instrumentor", "sdk", "telemetry", "testing", "zero_code"}),
+    "openai": Allowed({"_openai"}, in_function={"_demo", "_doctor", "cli", "testing"}),
+    "opentelemetry": Allowed(
+        {"_client", "_demo", "_doctor", "_status", "cli", "instrumentor", "sdk", "telemetry", "testing", "zero_code"}
+    ),
     "pydantic_core": Allowed(in_function={"content"}),  # comes with openai, so it may be missing
     "rich": Allowed(in_function={"_demo", "callbacks", "cli"}),
     "typing_extensions": Allowed(for_types=ANYTHING),  # no requirement of ours: missing at the lower bounds
-    "wrapt": Allowed({"_openai", "_streams", "instrumentor"}),
+    "wrapt": Allowed({"_openai", "_streams", "_websockets", "instrumentor"}),
 }
 
 

@@ -446,7 +446,7 @@ def test_status_before_during_and_after(server, client, telemetry, recorder):
     assert flush()
     on = status()
     assert (on.instrumented, on.openai_version, on.missing, on.errors) == (True, openai.__version__, (), {})
-    assert on.covered == tuple(
+    assert on.covered[:6] == tuple(  # then those for websockets, as far as their modules are imported
         f"{owner}.{name}"
         for owner in ("OpenAI", "AsyncOpenAI")
         for name in ("request", "_process_response", "_calculate_retry_timeout")

@@ -3,6 +3,8 @@
 Importing starts nothing: no thread, no socket, no provider, and neither ``openai`` nor the SDK is imported.
 """
 
+from ._client import ClientRegistration, instrument_client
+from ._observe import ObservedCall, observe
 from ._registry import Registration, register, using
 from ._scope import session, suppress
 from ._status import CallbackStatus, Status, status
@@ -25,9 +27,11 @@ from .types import (
 
 __all__ = [
     "CallbackStatus",
+    "ClientRegistration",
     "ErrorContext",
     "FailedResponseError",
     "MultiCallback",
+    "ObservedCall",
     "OpenAIInstrumentor",
     "OpenTelemetryCallback",
     "RateLimit",
@@ -44,6 +48,8 @@ __all__ = [
     "configure",
     "flush",
     "instrument",
+    "instrument_client",
+    "observe",
     "register",
     "session",
     "shutdown",

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from . import _faults
 from ._dispatch import Dispatcher, Held, release
@@ -33,10 +33,15 @@ from .types import (
     ResponseMetadata,
     Retry,
     StreamChunk,
+    Usage,
+    UsageSource,
     new_chunk,
 )
 
 _clock = time.perf_counter_ns
+
+Estimate: TypeAlias = Callable[[object], Usage | None]
+"""Takes the answer and returns its usage, for answers that do not report it."""
 
 # Exchanges dropped without an end. Filled from finalisers, where running a callback could wait for a lock that this
 # very thread holds; emptied by `sweep`. `SimpleQueue.put` is re-entrant by contract.
@@ -96,6 +101,7 @@ class Exchange:
         "__weakref__",
         "_add",
         "_dispatcher",
+        "_estimate",
         "_fold",
         "_gaps",
         "_generation",
@@ -136,6 +142,7 @@ class Exchange:
         parse: Callable[[Any], Any] | None,
         wrap: Callable[[Any, Exchange], Any],
         redactor: Redactor | None,
+        estimate: Estimate | None = None,
     ) -> None:
         self._once = threading.Lock()  # acquired by whichever end comes first, never released
         self.request = request
@@ -156,6 +163,7 @@ class Exchange:
         self._parse = parse
         self._wrap = wrap
         self._redactor = redactor
+        self._estimate = estimate
         self._parsed: Any = None
         self._headers: Mapping[str, str] | None = None
         self._retries: list[Retry] | None = None
@@ -307,7 +315,8 @@ class Exchange:
         self.finish("abandoned", at=self.last_chunk or self.dropped_at)
 
     def _expect_chunks(self) -> None:
-        self._fold = self._operation.fold(keep_content=self._dispatcher.keeps_response)
+        keeps = self._dispatcher.keeps_response or self._estimate is not None
+        self._fold = self._operation.fold(keep_content=keeps)
         self._add: Callable[[Any], None] = self._fold.add
         self._gaps = Reservoir()
         _streaming.add(self)
@@ -346,6 +355,10 @@ class Exchange:
             facts = {}
         if (job := self._operation.job) is not None:
             facts["usage"] = count_once(job, facts.get("id"), facts.get("status"), facts.get("usage"))
+        source: UsageSource = "missing" if facts.get("usage") is None else "reported"
+        if source == "missing" and outcome == "completed" and self._estimate is not None:
+            facts["usage"] = self._estimated()
+            source = "missing" if facts["usage"] is None else "estimated"
         started, headers = self._started, self._headers
         count = self.chunk_count
         streamed = self._fold is not None
@@ -364,14 +377,24 @@ class Exchange:
             request_id=headers.get("request_id") if headers else None,
             processing_ms=to_float(headers.get("processing_ms")) if headers else None,
             rate_limit=read_rate_limit(headers) if headers else None,
-            usage_source="reported" if facts.get("usage") is not None else "missing",
+            usage_source=source,
             **facts,
         )
 
-    def _response_payload(self) -> Payload | None:
-        if not self._dispatcher.keeps_response:
+    def _estimated(self) -> Usage | None:
+        """What the program's own function makes of an answer without usage."""
+        try:
+            return None if self._estimate is None else self._estimate(self._body())
+        except Exception as error:  # noqa: BLE001 - the function is the program's
+            _faults.report("estimate", error, "usage was not estimated")
             return None
-        body = self._fold.body() if self._fold is not None and self.chunk_count else self._parsed
+
+    def _body(self) -> object:
+        """The answer, or what its chunks add up to; None if it was not kept."""
+        return self._fold.body() if self._fold is not None and self.chunk_count else self._parsed
+
+    def _response_payload(self) -> Payload | None:
+        body = self._body() if self._dispatcher.keeps_response else None
         return None if body is None else Payload(body, self._operation.content, self._redactor)
 
     def _context(
@@ -416,7 +439,7 @@ class Exchange:
         # Chunks that were buffered may still be read; nobody is told of them.
         if self._fold is not None:
             _streaming.discard(self)
-        self._parsed = self._payload = None
+        self._parsed = self._payload = self._estimate = None
         self._fold = _ENDED
         self._add = _ENDED.add
         self._tells_chunks = False

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ._readers import (
     RequestFacts,
     ResponseFacts,
+    all_fields,
     count,
     fields,
     integer,
+    label,
     number,
     read_request,
     read_usage,
@@ -24,7 +27,7 @@ from .types import ChunkKind
 _Table = Mapping[str, tuple[str, Callable[[object], object]]]
 
 _PLAIN: Final[_Table] = {
-    "model": ("model", text),
+    "model": ("model", label),
     "n": ("choice_count", count),
     "temperature": ("temperature", number),
 }
@@ -46,7 +49,7 @@ def _encoding(value: object) -> tuple[str, ...] | None:
 
 
 _EMBEDDINGS: Final[_Table] = {
-    "model": ("model", text),
+    "model": ("model", label),
     "dimensions": ("dimension_count", count),
     "encoding_format": ("encoding_formats", _encoding),
 }
@@ -79,7 +82,7 @@ def plain_request(body: Mapping[str, object]) -> RequestFacts:
 
 def search_request(body: Mapping[str, object]) -> RequestFacts:
     """Read a search of a vector store."""
-    store = text(body.get("vector_store_id"))
+    store = label(body.get("vector_store_id"))
     return {} if store is None else {"data_source_id": store}
 
 
@@ -100,82 +103,114 @@ def prompt_length(body: Mapping[str, object]) -> int | None:
 
 def completions_response(parsed: object) -> ResponseFacts:
     """Read a legacy completion; the shape of the choices is that of chat."""
-    data = fields(parsed)
+    data = all_fields(parsed)
     choices = data.get("choices")
     reasons = [fields(choice).get("finish_reason") for choice in choices] if isinstance(choices, list) else []
     return {
-        "id": text(data.get("id")),
+        "id": label(data.get("id")),
         "created": integer(data.get("created")),
-        "model": text(data.get("model")),
-        "finish_reasons": tuple(reason for reason in reasons if isinstance(reason, str)),
+        "model": label(data.get("model")),
+        "finish_reasons": tuple([label(reason) or "error" for reason in reasons]),
         "usage": read_usage(data.get("usage")),
-        "system_fingerprint": text(data.get("system_fingerprint")),
+        "system_fingerprint": label(data.get("system_fingerprint")),
     }
 
 
 def plain_response(parsed: object) -> ResponseFacts:
     """Read id, time, model and usage, whichever there are."""
-    data = fields(parsed)
+    data = all_fields(parsed)
     return {
-        "id": text(data.get("id")),
-        "created": integer(data.get("created", data.get("created_at"))),
-        "model": text(data.get("model")),
+        "id": label(data.get("id")),
+        "created": _seconds(data.get("created", data.get("created_at"))),
+        "model": label(data.get("model")),
         "usage": read_usage(data.get("usage")),
     }
 
 
+def _seconds(value: object) -> int | None:
+    return integer(int(value) if isinstance(value, float) and math.isfinite(value) else value)
+
+
 def job_response(parsed: object) -> ResponseFacts:
     """Read a job that goes on after the call: its status, and the error of one that failed already."""
-    data = fields(parsed)
+    data = all_fields(parsed)
     facts = plain_response(parsed)
-    facts["status"] = status = text(data.get("status"))
+    facts["status"] = status = label(data.get("status"))
     if status == "failed":
         error = fields(data.get("error") or data.get("last_error"))
-        facts["failure"] = text(error.get("code")) or "failed"
+        facts["failure"] = label(error.get("code")) or "failed"
     return facts
 
 
 class EventFold:
     """Streams whose last event of a kind carries usage: images, transcriptions, speech, runs."""
 
-    __slots__ = ("_last", "_pieces", "saw_output")
+    __slots__ = ("_is_run", "_last", "_over", "_pieces", "saw_output")
 
     def __init__(self, *, keep_content: bool) -> None:
         self.saw_output = False
-        self._last: Mapping[str, Any] | None = None
+        self._last: Any = None
+        self._over = False
+        self._is_run = False
         self._pieces: list[str] | None = [] if keep_content else None
 
     def add(self, event: Any) -> None:
         """Take in an event."""
         data = event.__dict__
         kind = data.get("type") or data.get("event") or ""
-        if kind.endswith((".completed", ".done")) and not kind.startswith("thread.run.step"):
-            self._last = fields(data["data"]) if "data" in data else data
+        if kind.startswith("thread."):
+            self._add_to_run(kind, data)
+        elif kind.endswith((".completed", ".done")):
+            self._last, self._over = event, True
             self.saw_output = True
         elif kind.endswith((".delta", ".partial_image", ".segment")):
             self.saw_output = True
             if self._pieces is not None and isinstance(piece := data.get("delta"), str):
                 self._pieces.append(piece)
 
+    def _add_to_run(self, kind: str, data: Mapping[str, Any]) -> None:
+        if kind == "thread.message.delta":
+            self.saw_output = True
+            if self._pieces is not None:
+                self._pieces.append(_message_text(data))
+        elif kind.startswith("thread.run.") and not kind.startswith("thread.run.step."):
+            self._is_run = True
+            self._last, self._over = data.get("data"), kind not in _RUN_GOES_ON
+
     def facts(self, *, due: bool) -> ResponseFacts:  # noqa: ARG002 - these streams have no finish reasons
         """Return what the events said so far."""
-        facts: ResponseFacts = plain_response(self._last) if self._last is not None else {}
-        facts["truncated"] = self._last is None
+        read = job_response if self._is_run else plain_response
+        facts: ResponseFacts = read(self._last) if self._last is not None else {}
+        facts["truncated"] = not self._over
         return facts
 
     def body(self) -> object:
         """Return the last event, or the text that had arrived."""
         if self._pieces is None:
             return None
-        if self._last is not None:
-            return {key: value for key, value in self._last.items() if value is not None and key != "b64_json"}
+        if self._last is not None and self._over:
+            return {
+                key: value for key, value in all_fields(self._last).items() if value is not None and key != "b64_json"
+            }
         return {"text": "".join(self._pieces)}
+
+
+_RUN_GOES_ON: Final = frozenset(f"thread.run.{status}" for status in ("created", "queued", "in_progress", "cancelling"))
+
+
+def _message_text(event: Mapping[str, Any]) -> str:
+    """The text in a piece of an assistant's message."""
+    content = fields(fields(event.get("data")).get("delta")).get("content")
+    blocks = content if isinstance(content, list) else []
+    return "".join([text(fields(fields(block).get("text")).get("value")) or "" for block in blocks])
 
 
 def event_chunk_text(event: Any) -> tuple[str, ChunkKind]:
     """Return the text of an event and what it is."""
     data = fields(event)
     kind = data.get("type")
+    if kind is None and data.get("event") == "thread.message.delta":
+        return _message_text(data), "text"
     if isinstance(kind, str) and kind.startswith("transcript.text.delta"):
         return text(data.get("delta")) or "", "text"
     if isinstance(kind, str) and kind.startswith("speech.audio.delta"):
@@ -212,9 +247,9 @@ class CompletionFold:
             self._usage = usage
         for choice in data.get("choices") or ():
             entry = choice.__dict__
-            index, reason = entry["index"], entry.get("finish_reason")
-            if len(self._reasons) < _MAX_CHOICES or index in self._reasons:
-                self._reasons[index] = reason or self._reasons.get(index)
+            index = entry["index"]
+            if isinstance(index, int) and (len(self._reasons) < _MAX_CHOICES or index in self._reasons):
+                self._reasons[index] = label(entry.get("finish_reason")) or self._reasons.get(index)
                 if piece := text(entry.get("text")):
                     self.saw_output = True
                     if self._texts is not None:
@@ -225,13 +260,13 @@ class CompletionFold:
         head = self._head or {}
         reasons = [self._reasons[index] for index in sorted(self._reasons)]
         return {
-            "id": text(head.get("id")),
+            "id": label(head.get("id")),
             "created": integer(head.get("created")),
-            "model": text(head.get("model")),
+            "model": label(head.get("model")),
             "finish_reasons": tuple(r or "error" for r in reasons) if due else tuple(r for r in reasons if r),
             "truncated": not reasons or None in reasons,
             "usage": read_usage(self._usage),
-            "system_fingerprint": text(head.get("system_fingerprint")),
+            "system_fingerprint": label(head.get("system_fingerprint")),
         }
 
     def body(self) -> dict[str, object] | None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from openai import AsyncOpenAI, AsyncStream, OpenAI, Stream
 from openai._legacy_response import LegacyAPIResponse
@@ -21,7 +21,7 @@ from wrapt import FunctionWrapper
 
 from . import _faults
 from ._dispatch import Dispatcher, running_hook
-from ._exchange import Exchange, has_abandoned, sweep, watch_collector
+from ._exchange import Estimate, Exchange, has_abandoned, sweep, watch_collector
 from ._headers import read_headers
 from ._operations import Operation, find_operation
 from ._providers import provider_of
@@ -35,8 +35,11 @@ from ._streams import (
     ObservedStream,
     observe,
 )
-from .content import Redactor
+from .content import Estimator, Redactor, json_text
 from .types import RequestMetadata
+
+if TYPE_CHECKING:
+    from . import _websockets
 
 _NO_BODY: Final[Mapping[str, Any]] = {}
 _SWEPT_PER_CALL: Final = 16  # a program that drops thousands of streams at once must not pay for them in one call
@@ -53,6 +56,7 @@ class Seam:
         dispatcher: Who is told.
         is_suppressed: True while OpenTelemetry's own suppression is on.
         active: False once uninstrumented: bound methods that were kept by then call straight through.
+        estimator: Makes up for usage that was not reported.
         include_usage: Ask streams for usage where the caller did not.
         redactor: For JSON at the level ``redacted``.
         hosts: The user's table of providers by host.
@@ -61,6 +65,7 @@ class Seam:
     dispatcher: Dispatcher
     is_suppressed: Callable[[], bool]
     active: bool = True
+    estimator: Estimator | None = None
     include_usage: bool = False
     redactor: Redactor | None = None
     hosts: Mapping[str, str] = field(default_factory=dict)
@@ -79,14 +84,26 @@ class Patch:
     """What was wrapped.
 
     Attributes:
-        covered: Wrapped names, such as ``OpenAI.request``.
-        missing: Names this version of the SDK lacks.
+        requests: Wrapped names of the clients, such as ``OpenAI.request``.
+        lacking: Such names this version of the SDK lacks.
         undo: Puts the original attributes back.
+        sockets: The same for sessions over a websocket, whose classes are wrapped when they are imported.
     """
 
-    covered: tuple[str, ...]
-    missing: tuple[str, ...]
+    requests: tuple[str, ...]
+    lacking: tuple[str, ...]
     undo: Callable[[], None]
+    sockets: _websockets.Coverage
+
+    @property
+    def covered(self) -> tuple[str, ...]:
+        """Wrapped names, such as ``OpenAI.request``."""
+        return (*self.requests, *self.sockets.covered)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names this version of the SDK lacks."""
+        return (*self.lacking, *self.sockets.missing)
 
 
 def patch(seam: Seam) -> Patch:
@@ -102,15 +119,19 @@ def patch(seam: Seam) -> Patch:
                 covered.append(label)
             else:
                 missing.append(label)
+    from . import _websockets  # which needs what is defined here
+
+    sockets = _websockets.patch(seam)
     watch_collector(on=True)
 
     def undo() -> None:
         seam.active = False
         for restore in reversed(restores):
             restore()
+        sockets.undo()
         watch_collector(on=False)
 
-    return Patch(tuple(covered), tuple(missing), undo)
+    return Patch(tuple(covered), tuple(missing), undo, sockets)
 
 
 def patch_client(seam: Seam, client: Any, copied: Callable[[Any], None]) -> Callable[[], None]:
@@ -303,7 +324,12 @@ def _open(
         parse=options.post_parser if callable(options.post_parser) else None,
         wrap=_wrap,
         redactor=seam.redactor,
+        estimate=None if seam.estimator is None else _estimate(seam.estimator, request.model, body),
     )
+
+
+def _estimate(estimator: Estimator, model: str | None, body: Mapping[str, Any]) -> Estimate:
+    return lambda answer: None if answer is None else estimator(model, json_text(body), json_text(answer))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

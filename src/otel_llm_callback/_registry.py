@@ -13,6 +13,7 @@ from ._dispatch import Counters, Dispatcher, Level, Listener
 from ._scope import Block, Scope
 from .callbacks.multi import MultiCallback
 from .config import Delivery, Overflow, Settings, load_settings, logger
+from .content import Redactor
 from .protocol import HOOKS, check_callback, find_hook
 from .telemetry import CallerSpan, OpenTelemetryCallback
 
@@ -141,6 +142,21 @@ class Registry:
         """The settings in force; those of the environment while nothing is instrumented."""
         return self._settings or load_settings()
 
+    @property
+    def in_force(self) -> Settings | None:
+        """The settings of ``instrument()``; None while nothing is instrumented."""
+        return self._settings
+
+    @property
+    def redactor(self) -> Redactor | None:
+        """The redactor in force; None while nothing is instrumented, and what is to be redacted is then withheld."""
+        return None if self._settings is None else self._settings.redactor
+
+    @property
+    def adapter(self) -> Listener | None:
+        """The adapter in force, or its stand-in; None while nothing is instrumented."""
+        return self._adapter
+
     def set_up(self, settings: Settings | None, adapter: OpenTelemetryCallback | CallerSpan | None) -> None:
         """Put *settings* in force for all callbacks, and the adapter, or its stand-in, before them.
 
@@ -155,7 +171,7 @@ class Registry:
             except ValueError:
                 self._settings = before
                 raise
-            self._adapter = None if adapter is None else _adapter_listener(adapter)
+            self._adapter = None if adapter is None else adapter_listener(adapter)
             self._rebuild()
 
     def watch(self, watcher: Callable[[Dispatcher], None]) -> Callable[[], None]:
@@ -218,7 +234,8 @@ class Registry:
             watcher(self.dispatcher)
 
 
-def _adapter_listener(adapter: OpenTelemetryCallback | CallerSpan, *, required: bool = False) -> Listener:
+def adapter_listener(adapter: OpenTelemetryCallback | CallerSpan, *, required: bool = False) -> Listener:
+    """Return the adapter, or its stand-in, as the dispatcher takes it."""
     level: Level = "lazy" if adapter.content == "lazy" else "none"
     return Listener(adapter, level, trusted=True, required=required)
 
@@ -236,7 +253,7 @@ def make_listeners(
         parts = [make_listeners(part, settings, required=required, worker=worker) for part in callback.callbacks]
         return tuple(listener for part in parts for listener in part)
     if isinstance(callback, OpenTelemetryCallback):
-        return (_adapter_listener(callback, required=required),)
+        return (adapter_listener(callback, required=required),)
     check_callback(callback)
     level = content_level(callback, settings)
     counters = Counters()
@@ -313,7 +330,7 @@ class using(Block):  # noqa: N801 - used like a function
     def __init__(self, *callbacks: Any, delivery: Delivery | None = None) -> None:
         super().__init__()
         settings = Options(delivery).apply(REGISTRY.settings)
-        worker = _scoped_worker(settings.queue_size) if settings.delivery == "queued" else None
+        worker = scoped_worker(settings.queue_size) if settings.delivery == "queued" else None
         made = [make_listeners(callback, settings, worker=worker) for callback in callbacks]
         self._listeners = tuple(listener for listeners in made for listener in listeners)
 
@@ -321,7 +338,8 @@ class using(Block):  # noqa: N801 - used like a function
         return replace(scope, listeners=(*self._listeners, *scope.listeners))
 
 
-def _scoped_worker(size: int) -> Worker:
+def scoped_worker(size: int) -> Worker:
+    """Return the worker that blocks and clients share, so that one of them per request costs no thread."""
     worker = _scoped.get(size)
     if worker is None:
         worker = _scoped[size] = Worker(size)

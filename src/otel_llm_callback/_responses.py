@@ -5,6 +5,7 @@ Source: GenAI conventions sheet, sections 2.2 to 2.4 and 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -12,9 +13,11 @@ from ._messages import file_part, parts_of, tool_call, uri, with_id
 from ._readers import (
     RequestFacts,
     ResponseFacts,
+    all_fields,
     count,
     fields,
     integer,
+    label,
     number,
     output_type,
     read_request,
@@ -26,15 +29,16 @@ from .content import ContentReaders, Message
 from .types import ChunkKind
 
 _PENDING: Final = frozenset(("queued", "in_progress"))
+_TOOL_CALLS: Final = ("function_call", "custom_tool_call")
 _MAX_ITEMS: Final = 1024
 
 
 def _conversation(value: object) -> str | None:
-    return text(value) or text(fields(value).get("id"))
+    return label(value) or label(fields(value).get("id"))
 
 
 def _effort(value: object) -> str | None:
-    return text(fields(value).get("effort"))
+    return label(fields(value).get("effort"))
 
 
 def _format(value: object) -> str | None:
@@ -46,15 +50,15 @@ def _true(value: object) -> bool | None:
 
 
 _REQUEST: Final[Mapping[str, tuple[str, Callable[[object], object]]]] = {
-    "model": ("model", text),
+    "model": ("model", label),
     "temperature": ("temperature", number),
     "max_output_tokens": ("max_tokens", count),
     "top_p": ("top_p", number),
     "reasoning": ("reasoning_level", _effort),
     "text": ("output_type", _format),
-    "service_tier": ("service_tier", text),
+    "service_tier": ("service_tier", label),
     "conversation": ("conversation_id", _conversation),
-    "previous_response_id": ("previous_response_id", text),
+    "previous_response_id": ("previous_response_id", label),
     "background": ("background", _true),
 }
 
@@ -63,9 +67,9 @@ def responses_request(body: Mapping[str, object]) -> RequestFacts:
     """Read the body of ``responses.create`` and its relatives."""
     facts = read_request(body, _REQUEST)
     prompt = fields(body.get("prompt"))
-    if name := text(prompt.get("id")):
+    if name := label(prompt.get("id")):
         facts["prompt_name"] = name
-        if version := text(prompt.get("version")):
+        if version := label(prompt.get("version")):
             facts["prompt_version"] = version
     return facts
 
@@ -73,11 +77,11 @@ def responses_request(body: Mapping[str, object]) -> RequestFacts:
 def fetch_request(body: Mapping[str, object]) -> RequestFacts:
     """Read the path and query of ``responses.retrieve`` and ``cancel``."""
     facts: RequestFacts = {}
-    if response_id := text(body.get("response_id")):
+    if response_id := label(body.get("response_id")):
         facts["response_id"] = response_id
     cursor = body.get("starting_after")
     if isinstance(cursor, (int, str)) and not isinstance(cursor, bool):
-        facts["stream_cursor"] = str(cursor)
+        facts["stream_cursor"] = label(str(cursor)) or ""
     return facts
 
 
@@ -105,20 +109,20 @@ def _text_bytes(given: object) -> int | None:
 
 def responses_response(parsed: object) -> ResponseFacts:
     """Read a response; what failed on the server says so although the request succeeded."""
-    data = fields(parsed)
-    status = text(data.get("status"))
+    data = all_fields(parsed)
+    status = label(data.get("status"))
     error = fields(data.get("error"))
     facts: ResponseFacts = {
-        "id": text(data.get("id")),
+        "id": label(data.get("id")),
         "created": _seconds(data.get("created_at")),
-        "model": text(data.get("model")),
+        "model": label(data.get("model")),
         "finish_reasons": _finish_reasons(status, data),
         "usage": read_usage(data.get("usage")),
-        "service_tier": text(data.get("service_tier")),
+        "service_tier": label(data.get("service_tier")),
         "status": status,
     }
     if status == "failed":
-        facts["failure"] = text(error.get("code")) or "failed"
+        facts["failure"] = label(error.get("code")) or "failed"
     return facts
 
 
@@ -128,7 +132,7 @@ def token_count_response(_: object) -> ResponseFacts:
 
 
 def _seconds(value: object) -> int | None:
-    return int(value) if isinstance(value, float) else integer(value)
+    return integer(int(value) if isinstance(value, float) and math.isfinite(value) else value)
 
 
 def _finish_reasons(status: str | None, data: Mapping[str, Any]) -> tuple[str, ...]:
@@ -137,10 +141,10 @@ def _finish_reasons(status: str | None, data: Mapping[str, Any]) -> tuple[str, .
     if status == "completed":
         output = data.get("output")
         items = output if isinstance(output, list) else []
-        called = any(fields(item).get("type") in ("function_call", "custom_tool_call") for item in items)
+        called = any(fields(item).get("type") in _TOOL_CALLS for item in items)
         return ("tool_calls",) if called else ("stop",)
     if status == "incomplete":
-        reason = text(fields(data.get("incomplete_details")).get("reason"))
+        reason = label(fields(data.get("incomplete_details")).get("reason"))
         return ("length" if reason == "max_output_tokens" else reason or "incomplete",)
     return ("error",)
 
@@ -148,12 +152,13 @@ def _finish_reasons(status: str | None, data: Mapping[str, Any]) -> tuple[str, .
 class ResponsesFold:
     """Events of the Responses API: the last response object wins, items and texts are kept only for content."""
 
-    __slots__ = ("_error", "_items", "_response", "_terminal", "_texts", "saw_output")
+    __slots__ = ("_called", "_error", "_items", "_response", "_terminal", "_texts", "saw_output")
 
     def __init__(self, *, keep_content: bool) -> None:
         self.saw_output = False
         self._response: Any = None
         self._terminal = False
+        self._called = False
         self._error: Mapping[str, Any] | None = None
         self._items: list[Any] | None = [] if keep_content else None
         self._texts: list[str] = []
@@ -170,6 +175,7 @@ class ResponsesFold:
             self._response = data["response"]
             self._terminal = kind in _TERMINAL
         elif kind == "response.output_item.done":
+            self._called = self._called or fields(data["item"]).get("type") in _TOOL_CALLS
             if self._items is not None and len(self._items) < _MAX_ITEMS:
                 self._items.append(data["item"])
                 self._texts.clear()
@@ -182,20 +188,26 @@ class ResponsesFold:
         if not self._terminal:
             facts["finish_reasons"] = ("error",) if due else ()
             facts["usage"] = None
+        elif self._called and facts.get("finish_reasons") == ("stop",):
+            facts["finish_reasons"] = ("tool_calls",)  # some servers leave the items out of the last event
         facts["truncated"] = not self._terminal
         if self._error is not None:
-            facts["failure"] = text(self._error.get("code")) or "error"
+            facts["failure"] = label(self._error.get("code")) or "error"
         return facts
 
     def body(self) -> object:
         """Return the final response, or what had arrived of it."""
-        if self._items is None or self._terminal:
-            return self._response if self._items is not None else None
-        head = fields(self._response)
+        if self._items is None:
+            return None
+        head = all_fields(self._response)
+        if self._terminal and (head.get("output") or not self._items):
+            return self._response
         output = list(self._items)
         if self._texts:
             content = [{"type": "output_text", "text": "".join(self._texts)}]
             output.append({"type": "message", "role": "assistant", "status": "incomplete", "content": content})
+        if self._terminal:
+            return {**head, "output": output}
         return {
             "id": head.get("id"),
             "object": "response",
@@ -238,16 +250,16 @@ def responses_input(body: Mapping[str, Any]) -> list[Message]:
     given = body.get("input")
     if isinstance(given, str):
         return [{"role": "user", "parts": [{"type": "text", "content": given}]}]
-    return [_input_item(fields(item)) for item in given] if isinstance(given, (list, tuple)) else []
+    return [_input_item(all_fields(item)) for item in given] if isinstance(given, (list, tuple)) else []
 
 
 def responses_output(parsed: object) -> list[Message]:
     """The one message of the response, with all its items as parts."""
-    data = fields(parsed)
+    data = all_fields(parsed)
     output = data.get("output")
     if not isinstance(output, list) or not output:
         return []
-    parts = [part for item in output for part in _item_parts(fields(item))]
+    parts = [part for item in output for part in _item_parts(all_fields(item))]
     message: Message = {"role": "assistant", "parts": parts}
     if reasons := _finish_reasons(text(data.get("status")), data):
         message["finish_reason"] = "tool_call" if reasons[0] == "tool_calls" else reasons[0]
@@ -295,12 +307,12 @@ def _item_parts(item: Mapping[str, Any]) -> Iterable[Message]:
         yield tool_call(item.get("name"), item.get("arguments", item.get("input")), item.get("call_id"))
     elif kind in _OUTPUT_ROLES:
         output = item.get("output")
-        response = output if isinstance(output, str) else list(_content_parts(output))
+        given = [output] if isinstance(output, Mapping) else output
+        response = given if isinstance(given, str) else list(_content_parts(given))
         yield with_id({"type": "tool_call_response", "response": response}, item.get("call_id"))
     elif kind == "reasoning":
-        for piece in (*(item.get("summary") or ()), *(item.get("content") or ())):
-            if isinstance(said := fields(piece).get("text"), str):
-                yield {"type": "reasoning", "content": said}
+        yield from _thoughts(item.get("summary"))
+        yield from _thoughts(item.get("content"))
     elif kind == "compaction":
         yield with_id({"type": "compaction"}, item.get("id"))
     elif kind.endswith("_call"):
@@ -316,6 +328,12 @@ def _item_parts(item: Mapping[str, Any]) -> Iterable[Message]:
         yield with_id({"type": kind}, item.get("id"))
 
 
+def _thoughts(pieces: Any) -> Iterable[Message]:
+    for piece in pieces if isinstance(pieces, (list, tuple)) else ():
+        if isinstance(said := fields(piece).get("text"), str):
+            yield {"type": "reasoning", "content": said}
+
+
 def _server_call(kind: str, item: Mapping[str, Any]) -> dict[str, Any]:
     call: dict[str, Any] = {"type": kind}
     for name in ("status", "name", "server_label", "arguments", "code", "queries"):
@@ -329,7 +347,7 @@ def _server_call(kind: str, item: Mapping[str, Any]) -> dict[str, Any]:
 def _content_parts(content: Any) -> Iterable[Message]:
     if isinstance(content, (list, tuple)):
         for item in content:
-            yield _content_part(fields(item)) if not isinstance(item, str) else {"type": "text", "content": item}
+            yield _content_part(all_fields(item)) if not isinstance(item, str) else {"type": "text", "content": item}
     else:
         yield from parts_of(content)
 
@@ -340,7 +358,7 @@ def _content_part(data: Mapping[str, Any]) -> Message:
         return {"type": "text", "content": str(data.get("text") or data.get("refusal") or "")}
     if kind == "reasoning_text":
         return {"type": "reasoning", "content": str(data.get("text") or "")}
-    if kind == "input_image":
+    if kind in ("input_image", "computer_screenshot"):
         if isinstance(file_id := data.get("file_id"), str):
             return {"type": "file", "modality": "image", "file_id": file_id}
         return uri("image", data.get("image_url"))

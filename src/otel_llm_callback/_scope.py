@@ -6,7 +6,7 @@ with a copied context, as every context variable does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -149,8 +149,31 @@ def dispatcher_for(base: Dispatcher, scope: Scope) -> Dispatcher:
         for listener in scope.listeners:
             if id(listener.origin) not in known:
                 added.setdefault(id(listener.origin), listener)
-        merged = scope.merged[base] = Dispatcher(sorted((*added.values(), *base.listeners), key=_rank))
+        merged = scope.merged[base] = in_order((*added.values(), *base.listeners))
     return merged
+
+
+def told_of_calls(base: Dispatcher, scope: Scope | None, is_suppressed: Callable[[], bool]) -> Dispatcher | None:
+    """Return who is to be told of a call made now in *scope*, given the callbacks in force; None if nobody.
+
+    Args:
+        base: The callbacks in force.
+        scope: The caller's, None outside any block.
+        is_suppressed: True while OpenTelemetry's own suppression is on.
+    """
+    dispatcher: Dispatcher | None = base
+    if scope is not None:
+        dispatcher = dispatcher_for(base, scope)
+        if scope.suppressed:
+            dispatcher = dispatcher.required
+    if dispatcher is not None and is_suppressed():
+        dispatcher = dispatcher.required
+    return None if dispatcher is None or dispatcher.is_idle() else dispatcher
+
+
+def in_order(listeners: Iterable[Listener]) -> Dispatcher:
+    """Return a dispatcher that tells the adapter first, then required callbacks, then the others as they come."""
+    return Dispatcher(sorted(listeners, key=_rank))
 
 
 def _rank(listener: Listener) -> int:

@@ -78,7 +78,7 @@ def status() -> Status:
         errors=_faults.counts(),
         tracer_provider=type(providers[0]).__name__ if providers else None,
         meter_provider=type(providers[1]).__name__ if providers else None,
-        exporters=tuple(name for provider in providers for name in _exporters(provider)),
+        exporters=tuple(name for provider in providers for name in exporters_of(provider)),
     )
 
 
@@ -94,8 +94,8 @@ def _callback_status(registration: Any) -> CallbackStatus:
     )
 
 
-def _exporters(provider: object) -> list[str]:
-    """Names only, and only where the SDK's present attributes lead to them."""
+def exporters_of(provider: object) -> list[str]:
+    """Return classes of exporters, by name, and only where the SDK's present attributes lead to them."""
     processors = getattr(getattr(provider, "_active_span_processor", None), "_span_processors", ())
     readers = getattr(getattr(provider, "_sdk_config", None), "metric_readers", ())
     found = []

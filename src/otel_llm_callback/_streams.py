@@ -69,17 +69,18 @@ class ObservedStream(Observed):
 
     def __iter__(self) -> Iterator[Any]:
         exchange = self._otel_exchange
-        exchange.pulling = True  # while we wait, a closing body is ours to explain, not an early close
+        waiting = exchange.pulling = True  # while we wait, a closing body is ours to explain, not an early close
         try:
             for chunk in super().__iter__():  # type: ignore[misc]
                 if exchange.hides_usage and exchange.takes_usage(chunk):
                     continue
-                exchange.pulling = False
+                waiting = exchange.pulling = False
                 exchange.chunk(chunk)
                 yield chunk
-                exchange.pulling = True
-        except GeneratorExit:  # this iterator is done with; the stream may be read on
-            exchange.pulling = False
+                waiting = exchange.pulling = True
+        except GeneratorExit:  # this iterator is done with; the stream may be read on, perhaps by another one already
+            if waiting:
+                exchange.pulling = False
             raise
         except BaseException as error:
             exchange.fail(error)
@@ -115,17 +116,18 @@ class ObservedAsyncStream(Observed):
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         exchange = self._otel_exchange
-        exchange.pulling = True
+        waiting = exchange.pulling = True
         try:
             async for chunk in super().__aiter__():  # type: ignore[misc]
                 if exchange.hides_usage and exchange.takes_usage(chunk):
                     continue
-                exchange.pulling = False
+                waiting = exchange.pulling = False
                 exchange.chunk(chunk)
                 yield chunk
-                exchange.pulling = True
+                waiting = exchange.pulling = True
         except GeneratorExit:
-            exchange.pulling = False
+            if waiting:
+                exchange.pulling = False
             raise
         except BaseException as error:
             exchange.fail(error)

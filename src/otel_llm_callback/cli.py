@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -50,7 +51,26 @@ def _demo(arguments: argparse.Namespace) -> int:
     return run_demo(Options(model=arguments.model, color=color, show_content=arguments.show_content))
 
 
-_SUBCOMMANDS: Final[tuple[Callable[[_Subcommands], None], ...]] = (_add_demo,)
+def _add_doctor(subcommands: _Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "doctor",
+        help="what is covered, which settings are in force, what is wrong",
+        description="Look at this installation and its environment. Exit code 0 if all is well, 1 if something is not "
+        "covered or a setting is wrong. No content and no secret is shown.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from ._doctor import examine, render
+
+    report = examine()
+    print(json.dumps(report.as_json(), indent=2) if arguments.json else render(report))
+    return 1 if report.problems else 0
+
+
+_SUBCOMMANDS: Final[tuple[Callable[[_Subcommands], None], ...]] = (_add_demo, _add_doctor)
 
 if __name__ == "__main__":
     raise SystemExit(main())

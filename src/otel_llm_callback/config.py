@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from .content import DEFAULT_LIMIT, CaptureMode, Redactor
+from .content import DEFAULT_LIMIT, CaptureMode, Estimator, Redactor
 from .types import Content
 
 logger: Final = logging.getLogger("otel_llm_callback")
@@ -51,6 +51,7 @@ class Settings:
         content_limit: Characters of one content attribute.
         redactor: Applied to every text that may be content; fails closed.
         include_usage: Have chat and completion streams carry usage; the extra chunk stays hidden from the caller.
+        usage_estimator: Makes usage up, marked ``estimated``, of model, request and answer, where none was reported.
         metrics: Which metric names.
         chunk_timing: Which waits between chunks go on the metric.
         chunk_events: How many chunks of a stream become span events.
@@ -75,6 +76,7 @@ class Settings:
     content_limit: int = DEFAULT_LIMIT
     redactor: Redactor | None = None
     include_usage: bool = False
+    usage_estimator: Estimator | None = None
     metrics: MetricFamily = "current"
     chunk_timing: ChunkTiming = "bounded"
     chunk_events: int = 0
@@ -142,9 +144,9 @@ def _seconds(value: Any) -> float:
     return float(value)
 
 
-def _redactor(value: Any) -> Redactor | None:
+def _function(value: Any) -> Any:
     if value is None or callable(value):
-        return value  # type: ignore[no-any-return]
+        return value
     raise ValueError
 
 
@@ -215,8 +217,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting("error_text", PREFIX + "ERROR_TEXT", _TRUTH, _truth, _parse_truth),
     Setting("content_limit", PREFIX + "CONTENT_LIMIT", "a whole number from 2", _integer(2), int),
-    Setting("redactor", PREFIX + "REDACTOR", "a function; in the environment `module:object`", _redactor),
+    Setting("redactor", PREFIX + "REDACTOR", "a function; in the environment `module:object`", _function),
     Setting("include_usage", PREFIX + "INCLUDE_USAGE", _TRUTH, _truth, _parse_truth),
+    Setting("usage_estimator", PREFIX + "USAGE_ESTIMATOR", "a function; in the environment `module:object`", _function),
     Setting("metrics", PREFIX + "METRICS", _names(_FAMILIES), _choice(*_FAMILIES)),
     Setting("chunk_timing", PREFIX + "CHUNK_TIMING", _names(_TIMINGS), _choice(*_TIMINGS)),
     Setting(
@@ -238,6 +241,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 )
 
 _BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
+_FUNCTIONS: Final = ("redactor", "usage_estimator")
 _PROVIDER_NAMES: Final = ("tracer_provider", "meter_provider", "logger_provider")
 ARGUMENTS: Final = (*_BY_NAME, *_PROVIDER_NAMES)
 
@@ -258,7 +262,7 @@ def load_settings(arguments: Mapping[str, Any] | None = None, environment: Mappi
     values = _from_environment(environment)
     hard_off = is_hard_off(environment)
     for name, value in arguments.items():
-        if value is not None or name == "redactor":
+        if value is not None or name in _FUNCTIONS:
             values[name] = _checked(name, value)
     if hard_off:
         values.update(capture_content="no_content", error_text=False)
@@ -290,11 +294,11 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         if not text:
             continue
         try:
-            value = load_object(text) if setting.name == "redactor" else setting.parse(text)
+            value = load_object(text) if setting.name in _FUNCTIONS else setting.parse(text)
             values[setting.name] = setting.check(value)
         except ValueError as error:
             if setting.variable.startswith(PREFIX):
-                detail = f"; {error}" if setting.name == "redactor" and str(error) else ""
+                detail = f"; {error}" if setting.name in _FUNCTIONS and str(error) else ""
                 raise ValueError(
                     f"{setting.variable}={text!r} is not allowed; allowed: {setting.allowed}{detail}"
                 ) from None
@@ -309,15 +313,21 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             )
             if is_capture:
                 values[setting.name] = "no_content"
-    known = {setting.variable for setting in SETTINGS}
-    if unknown := sorted(
-        name for name in environment if name.startswith(PREFIX) and name not in known | _OTHER_VARIABLES
-    ):
-        logger.warning("unknown variable %s; known are %s", ", ".join(unknown), ", ".join(sorted(known)))
+    if unknown := unknown_variables(environment):
+        known = sorted(setting.variable for setting in SETTINGS)
+        logger.warning("unknown variable %s; known are %s", ", ".join(unknown), ", ".join(known))
     return values
 
 
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return the variables that look like ours and are none, sorted."""
+    known = {setting.variable for setting in SETTINGS} | _OTHER_VARIABLES
+    ours = (name for name in environment if name.startswith(PREFIX) and not name.startswith(_TEST_PREFIX))
+    return sorted(name for name in ours if name not in known)
+
+
 _OTHER_VARIABLES: Final = {PREFIX + "JAEGER_URL"}
+_TEST_PREFIX: Final = PREFIX + "TEST_"  # where our own tests find servers
 
 
 def _sdk_limits(environment: Mapping[str, str]) -> list[int]:
@@ -327,7 +337,7 @@ def _sdk_limits(environment: Mapping[str, str]) -> list[int]:
 
 
 def _shown(name: str, value: Any) -> str:
-    return f"<{type(value).__name__}>" if name == "redactor" else repr(value)
+    return f"<{type(value).__name__}>" if name in _FUNCTIONS else repr(value)
 
 
 def load_object(reference: str) -> Any:

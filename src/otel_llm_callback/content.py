@@ -17,8 +17,13 @@ from . import _faults
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .types import Usage
+
 Redactor: TypeAlias = Callable[[str], str]
 """Takes one piece of text and returns what may be shown of it; must be fast, and may be called from any thread."""
+
+Estimator: TypeAlias = "Callable[[str | None, str, str], Usage | None]"
+"""Takes the model, the request and the answer as JSON text and returns what was used, None if it cannot tell."""
 
 CaptureMode: TypeAlias = Literal["no_content", "span_only", "event_only", "span_and_event"]
 

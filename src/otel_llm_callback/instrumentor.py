@@ -16,6 +16,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from wrapt import register_post_import_hook
 
 from . import _background, _exchange, _faults
+from ._others import find_wrappers
 from ._registry import REGISTRY, Registration, make_listeners
 from .config import Settings, load_object, load_settings, logger
 from .protocol import HOOKS
@@ -31,6 +32,9 @@ OPENAI_REQUIREMENT = "openai >= 1.66"
 _SUPPRESS_KEYS = ("suppress_instrumentation", getattr(context_api, "_SUPPRESS_INSTRUMENTATION_KEY", ""))
 
 _switching = threading.RLock()
+
+provider_sources: list[Callable[[], list[Any]]] = []
+"""Where ``flush()`` finds providers besides those of ``instrument()``."""
 
 
 class OpenAIInstrumentor(BaseInstrumentor):
@@ -58,7 +62,7 @@ class OpenAIInstrumentor(BaseInstrumentor):
         kwargs.pop("auto_instrumentation_version", None)
         try:
             settings = load_settings(kwargs)
-            callbacks = tuple(_make_callback(callback) for callback in settings.callbacks)
+            callbacks = tuple(make_callback(callback) for callback in settings.callbacks)
             self._active = _Active(settings, callbacks)
         except (TypeError, ValueError) as error:
             if strict or kwargs:
@@ -79,7 +83,7 @@ class _Active:
         _check(callbacks, settings)  # all of them before anything changes
         self.settings = settings
         self.patch: Patch | None = None
-        self.adapter = _make_adapter(settings) if settings.telemetry else None
+        self.adapter = make_adapter(settings) if settings.telemetry else None
         REGISTRY.set_up(settings, self.adapter or CallerSpan())
         self._own: list[Registration] = []
         self._register(callbacks)
@@ -123,17 +127,25 @@ class _Active:
 
             seam = _openai.Seam(
                 REGISTRY.dispatcher,
-                _is_suppressed,
+                is_suppressed,
                 redactor=self.settings.redactor,
                 hosts=self.settings.providers,
                 include_usage=self.settings.include_usage,
+                estimator=self.settings.usage_estimator,
             )
             self._undo.append(REGISTRY.watch(lambda dispatcher: setattr(seam, "dispatcher", dispatcher)))
+            others = find_wrappers()
             self.patch = _openai.patch(seam)
         except Exception as error:  # noqa: BLE001 - this may run inside the program's own `import openai`
             _faults.report("patch", error, "this version of openai cannot be observed at all")
             return
         self._undo.append(self.patch.undo)
+        if others and self.adapter is not None:
+            logger.warning(
+                "openai is wrapped by %s already; if that makes spans, each call has two: telemetry=False leaves those "
+                "and keeps the callbacks",
+                ", ".join(others),
+            )
         if self.patch.missing:
             logger.warning(
                 "this version of openai lacks %s; what depends on it is not observed", ", ".join(self.patch.missing)
@@ -145,12 +157,14 @@ def _check(callbacks: tuple[Any, ...], settings: Settings) -> None:
         make_listeners(callback, settings)
 
 
-def _is_suppressed() -> bool:
+def is_suppressed() -> bool:
+    """True while OpenTelemetry's own suppression is on."""
     context = context_api.get_current()
     return any(context.get(key) for key in _SUPPRESS_KEYS)
 
 
-def _make_adapter(settings: Settings) -> OpenTelemetryCallback:
+def make_adapter(settings: Settings) -> OpenTelemetryCallback:
+    """Return the adapter that *settings* describe."""
     from .content import Gate
 
     return OpenTelemetryCallback(
@@ -166,7 +180,7 @@ def _make_adapter(settings: Settings) -> OpenTelemetryCallback:
     )
 
 
-def _make_callback(given: Any) -> Any:
+def make_callback(given: Any) -> Any:
     """The callback itself, or what ``module:object`` names: a class or a factory function is called."""
     if not isinstance(given, str):
         return given
@@ -259,14 +273,15 @@ def shutdown(timeout: float = 5.0) -> bool:
 
 
 def _providers(active: _Active | None) -> list[Any]:
-    if active is None or active.adapter is None:
-        return []
-    settings = active.settings
-    return [
-        settings.tracer_provider or trace.get_tracer_provider(),
-        settings.meter_provider or metrics.get_meter_provider(),
-        *([settings.logger_provider] if settings.logger_provider is not None else []),
-    ]
+    found = [provider for source in provider_sources for provider in source()]
+    if active is not None and active.adapter is not None:
+        settings = active.settings
+        found += [
+            settings.tracer_provider or trace.get_tracer_provider(),
+            settings.meter_provider or metrics.get_meter_provider(),
+            *([settings.logger_provider] if settings.logger_provider is not None else []),
+        ]
+    return list({id(provider): provider for provider in found}.values())
 
 
 def _force_flush(deadline: float, providers: list[Any] | None = None) -> bool:
