@@ -11,16 +11,20 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format clean
+.PHONY: help demo test frameworks lint types format clean
 
 help: ## List the targets.
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 demo: $(DEMO_READY) ## Set up, then show the callbacks and the telemetry of a few calls.
 	@$(VENV)/bin/otel-llm-callback demo
 
 test: lint types ## Set up, then check format, lint and types and run the tests.
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+frameworks: $(TEST_READY) ## Set up, make an environment for each framework where there is none, and run their tests.
+	$(PY) tests/frameworks/_environments.py
+	$(PY) -m pytest tests/frameworks -rP $(PYTEST_ARGS)
 
 lint: $(TEST_READY) ## Set up, then check format and lint.
 	$(PY) -m ruff format --check

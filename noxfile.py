@@ -45,7 +45,7 @@ def types(session: nox.Session) -> None:
 @nox.parametrize("openai", list(OPENAI.values()), ids=list(OPENAI))
 def tests(session: nox.Session, openai: str) -> None:
     """Run the tests with one Python and one ``openai``."""
-    session.install("--editable", ".[all]", openai, *TEST)
+    session.install("--upgrade", "--editable", ".[all]", openai, *TEST)  # a kept environment has last month's newest
     session.run("pytest", "-m", "not packaging", *session.posargs)
 
 

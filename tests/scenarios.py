@@ -17,6 +17,7 @@ import pydantic
 from forms import MODEL, MakeClient, MineError, Person, Scene, Stop, StreamCut, StreamTimeout, plain
 from openai.types.chat import ChatCompletionMessage
 
+from otel_llm_callback import FailedResponseError
 from otel_llm_callback.testing import (
     JsonReply,
     RecordingCallback,
@@ -41,6 +42,8 @@ class Sent(NamedTuple):
 
     stream: bool = False
     model: str | None = MODEL
+    operation: str = "chat"
+    api: str = "chat_completions"
 
 
 class Chunk(NamedTuple):
@@ -62,6 +65,8 @@ class Received(NamedTuple):
     status: int | None = 200
     retries: tuple[tuple[str | None, int | None], ...] = ()
     truncated: bool = False
+    state: str | None = None
+    """What the API calls the status of a response or job."""
 
 
 class Failed(NamedTuple):
@@ -84,16 +89,17 @@ def told(recorder: RecordingCallback) -> list[tuple[Told, ...]]:
 
 
 def _told(event: Any) -> Told:
-    assert (event.request.api, event.request.operation) == ("chat_completions", "chat")
     match event.name:
         case "request_sent":
-            return Sent(event.metadata.stream, event.metadata.model)
+            sent = event.metadata
+            return Sent(sent.stream, sent.model, sent.operation, sent.api)
         case "stream_chunk":
             return Chunk(str(event.chunk), event.chunk.kind)
         case "response_received":
             return _received(event.metadata)
     context = event.context
-    assert context.error_type == type(event.error).__name__
+    code = event.error.code if isinstance(event.error, FailedResponseError) else type(event.error).__name__
+    assert context.error_type == code
     partial = context.partial and _received(context.partial)
     return Failed(context.error_type, context.outcome, context.status_code, _retries(context.retries), partial)
 
@@ -110,6 +116,7 @@ def _received(metadata: Any) -> Received:
         metadata.status_code,
         _retries(metadata.retries),
         metadata.truncated,
+        metadata.status,
     )
 
 
@@ -200,6 +207,7 @@ class Scenario:
         arguments: Makes the call's keyword arguments, anew for each run.
         events: What callbacks are told of each call.
         calls: How many calls the form makes that are observed.
+        more: What callbacks are told of calls that differ from the first.
         raises: The exception that reaches the caller, None if there is none.
         client: Makes the client.
         keep: Takes something from a client made before instrumentation; the form finds it in ``scene.kept``.
@@ -212,6 +220,7 @@ class Scenario:
     events: tuple[Told, ...] = (Sent(), Received())
     arguments: Callable[[], dict[str, Any]] = chat()  # noqa: RUF009 - a function
     calls: int = 1
+    more: tuple[tuple[Told, ...], ...] = ()
     raises: type[BaseException] | None = None
     client: MakeClient = plain
     keep: Callable[[Any], object] | None = None

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai._models import construct_type
+from openai.types import Completion
+from openai.types.beta import AssistantStreamEvent
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response, ResponseStreamEvent
 
 from otel_llm_callback._folds import ChatFold, chat_chunk_text
+from otel_llm_callback._media import CompletionFold, EventFold, completions_output, completions_response
 from otel_llm_callback._messages import chat_output
 from otel_llm_callback._readers import chat_response
-from otel_llm_callback.testing import chat_chunk
+from otel_llm_callback._responses import ResponsesFold, responses_chunk_text, responses_output, responses_response
+from otel_llm_callback.testing import chat_chunk, thread_run
 from otel_llm_callback.types import Usage
 
 
@@ -156,6 +163,176 @@ def test_texts_of_the_chunks_are_the_text(cut):
     chunks = [delta(role="assistant", content=""), *(delta(content=piece) for piece in cut), delta(reason="stop")]
     told = [chat_chunk_text(each) for each in chunks]
     assert told == [("", "event"), *((piece, "text") for piece in cut), ("", "event")]
+
+
+# --- The law, for Responses and legacy completions --------------------------------------------------------------------
+
+
+def event(body):
+    """An event of the Responses API as the SDK makes it."""
+    return construct_type(type_=ResponseStreamEvent, value=body)
+
+
+@st.composite
+def response_items(draw, index):
+    """An output item, and the deltas it is streamed as."""
+    cut = draw(pieces)
+    said, place = "".join(cut), {"output_index": index, "item_id": f"item-{index}"}
+    match draw(st.sampled_from(["message", "function_call", "reasoning"])):
+        case "message":
+            content = [{"type": "output_text", "text": said, "annotations": []}]
+            item = {"type": "message", "role": "assistant", "status": "completed", "content": content}
+            kind = "response.output_text.delta"
+        case "function_call":
+            item = {"type": "function_call", "call_id": f"call-{index}", "name": "look_up", "arguments": said}
+            kind = "response.function_call_arguments.delta"
+        case _:
+            item = {"type": "reasoning", "summary": [{"type": "summary_text", "text": said}]}
+            kind = "response.reasoning_summary_text.delta"
+    return {"id": f"item-{index}", **item}, [{"type": kind, **place, "delta": piece} for piece in cut]
+
+
+@st.composite
+def response_streams(draw):
+    """A whole response, and the events it is streamed as: all but the last, and the last."""
+    head = {"id": "resp_1", "object": "response", "created_at": 1_767_225_600.0, "model": "gpt-4o-mini"}
+    head |= draw(st.fixed_dictionaries({}, optional={"service_tier": st.just("flex")}))
+    events, output = [{"type": "response.created", "response": {**head, "status": "in_progress", "output": []}}], []
+    for index in range(draw(st.integers(0, 3))):
+        item, deltas = draw(response_items(index))
+        output.append(item)
+        done = {"type": "response.output_item.done", "output_index": index, "item": item}
+        events += [*draw(interleaved([deltas, draw(noise)])), done]
+    status = draw(st.sampled_from(["completed", "incomplete", "failed"]))
+    whole = {**head, "status": status, "output": output, "usage": draw(response_usages)}
+    if status == "incomplete":
+        whole["incomplete_details"] = {"reason": draw(st.sampled_from(["max_output_tokens", "content_filter"]))}
+    if status == "failed":
+        whole["error"] = {"code": "server_error", "message": "no"}
+    return whole, events, {"type": f"response.{status}", "response": whole}
+
+
+noise = st.lists(st.sampled_from([{"type": "response.in_keeping"}, {"type": "keepalive"}, {"no": "type"}]), max_size=2)
+response_usages = st.none() | st.fixed_dictionaries(
+    {"input_tokens": counts, "output_tokens": counts, "total_tokens": counts},
+    optional={
+        "input_tokens_details": st.fixed_dictionaries({}, optional={"cached_tokens": counts}),
+        "output_tokens_details": st.fixed_dictionaries({}, optional={"reasoning_tokens": counts}),
+    },
+)
+
+
+def folded_events(events, *, keep_content=True):
+    fold = ResponsesFold(keep_content=keep_content)
+    for each in events:
+        with contextlib.suppress(KeyError):  # what has no type, which the exchange looks after
+            fold.add(event(each))
+    return fold
+
+
+@settings(max_examples=100, deadline=None)
+@given(streamed=response_streams())
+def test_events_add_up_to_the_whole_response(streamed):
+    """Facts, body and message of a streamed response are those of the response in one piece, wherever it was cut."""
+    whole, events, last = streamed
+    fold, bare = folded_events([*events, last]), folded_events([*events, last], keep_content=False)
+    answer = construct_type(type_=Response, value=whole)
+    assert fold.body().model_dump(exclude_unset=True) == answer.model_dump(exclude_unset=True)
+    assert responses_output(fold.body()) == responses_output(answer)
+    assert fold.facts(due=True) == bare.facts(due=True) == {**responses_response(answer), "truncated": False}
+    assert bare.body() is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(streamed=response_streams())
+def test_response_that_breaks_off_has_what_had_arrived(streamed):
+    """Without its last event a stream still has its items, no usage, and no reason that nobody gave."""
+    whole, events, _ = streamed
+    fold = folded_events(events)
+    said = [message["parts"] for message in responses_output(fold.body())]
+    assert said == [message["parts"] for message in responses_output(whole)]
+    found = [fold.facts(due=due) for due in (True, False)]
+    assert [(facts["finish_reasons"], facts["usage"], facts["truncated"]) for facts in found] == [
+        (("error",), None, True),
+        ((), None, True),
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(cut=pieces)
+def test_text_of_an_unfinished_item_is_kept(cut):
+    """A message that was never done has the text that came of it."""
+    deltas = [{"type": "response.output_text.delta", "output_index": 0, "delta": piece} for piece in cut]
+    (message,) = responses_output(folded_events(deltas).body())
+    assert message["parts"] == [{"type": "text", "content": "".join(cut)}]
+    assert [responses_chunk_text(event(each)) for each in deltas] == [(piece, "text") for piece in cut]
+
+
+@settings(max_examples=50, deadline=None)
+@given(streamed=response_streams())
+def test_items_count_although_the_last_event_leaves_them_out(streamed):
+    """Some servers end with a response that has no output; what was said in between is the answer all the same."""
+    whole, events, last = streamed
+    bare = {**last, "response": {**whole, "output": []}}
+    fold = folded_events([*events, bare])
+    assert fold.facts(due=True) == {**responses_response(whole), "truncated": False}
+    assert [message["parts"] for message in responses_output(fold.body())] == [
+        message["parts"] for message in responses_output(whole)
+    ]
+
+
+@st.composite
+def completion_streams(draw):
+    """A whole legacy completion, and the chunks it is streamed as."""
+    head = {"id": "cmpl-1", "object": "text_completion", "created": 1_767_225_600, "model": "m"}
+    parts, made = [], []
+    for index in range(draw(st.integers(1, 3))):
+        cut, reason = draw(pieces), draw(st.sampled_from(["stop", "length", "content_filter"]))
+        made.append({"index": index, "text": "".join(cut), "finish_reason": reason})
+        steps = [*((piece, None) for piece in cut), ("", reason)]
+        parts.append([{"index": index, "text": piece, "finish_reason": why} for piece, why in steps])
+    chunks = [{**head, "choices": [part]} for part in draw(interleaved(parts))]
+    whole = {**head, "choices": made}
+    if (usage := draw(usages)) is not None:
+        whole["usage"] = usage
+        chunks.insert(draw(st.integers(0, len(chunks))), {**head, "choices": [], "usage": usage})
+    return whole, chunks
+
+
+@settings(max_examples=100, deadline=None)
+@given(streamed=completion_streams())
+def test_chunks_add_up_to_the_whole_completion(streamed):
+    """The same for legacy completions."""
+    whole, chunks = streamed
+    kept, bare = CompletionFold(keep_content=True), CompletionFold(keep_content=False)
+    for each in chunks:
+        kept.add(Completion.construct(**each))
+        bare.add(Completion.construct(**each))
+    answer = Completion.construct(**whole)
+    assert Completion.construct(**kept.body()) == answer
+    assert kept.facts(due=True) == bare.facts(due=True) == {**completions_response(answer), "truncated": False}
+    assert completions_output(kept.body()) == completions_output(answer)
+    assert bare.body() is None
+
+
+def test_run_ends_in_many_ways_and_messages_are_no_end():
+    """The last state of a run counts; what is said in between has an id of its own, which is not that of the run."""
+    events = [
+        construct_type(type_=AssistantStreamEvent, value={"event": f"thread.{name}", "data": data})
+        for name, data in (
+            ("run.created", thread_run()),
+            ("message.completed", {"id": "msg_1", "object": "thread.message"}),
+            ("run.step.completed", {"id": "step_1", "object": "thread.run.step"}),
+            ("run.failed", thread_run(status="failed", usage=(1, 2), error_code="rate_limit_exceeded")),
+        )
+    ]
+    fold = EventFold(keep_content=True)
+    found = []
+    for each in events:
+        fold.add(each)
+        facts = fold.facts(due=True)
+        found.append((facts["id"], facts["truncated"], facts["status"], facts.get("failure")))
+    assert found == [("run_1", True, "queued", None)] * 3 + [("run_1", False, "failed", "rate_limit_exceeded")]
 
 
 # --- Single rules -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from api_forms import exists
 from opentelemetry._logs import LogRecord
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -32,12 +33,20 @@ from otel_llm_callback.testing import (
     chat_chunks,
     chat_completion,
     error_body,
+    response_events,
+    response_object,
+    search_page,
+    text_completion,
+    transcription,
 )
+from otel_llm_callback.testing._bodies import TEXT
 
 HAS_EVENTS = "event_name" in LogRecord.__init__.__code__.co_varnames
 
 CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 INPUT, OUTPUT, TOOLS = "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.tool.definitions"
+INSTRUCTIONS = "gen_ai.system_instructions"
+CONTENT = (INPUT, OUTPUT, TOOLS, INSTRUCTIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +100,7 @@ def always(reply):
 def captured(telemetry):
     """The content attributes of the only span, as values."""
     (span,) = telemetry.spans()
-    return {name: json.loads(text) for name, text in span.attributes.items() if name in (INPUT, OUTPUT, TOOLS)}
+    return {name: json.loads(text) for name, text in span.attributes.items() if name in CONTENT}
 
 
 # --- Off: the canaries ------------------------------------------------------------------------------------------------
@@ -383,6 +392,170 @@ def test_nothing_is_shown_by_default(server, our_log, outcome, callbacks):
     assert (our_log.lines != []) == (callbacks != [])
 
 
+RESPONSES_REQUEST = {
+    "model": canary("request.model"),
+    "instructions": canary("instructions"),
+    "input": [
+        {"role": "user", "content": canary("prompt")},
+        {
+            "role": "user",
+            "content": [
+                {"type": "input_text", "text": canary("text.part")},
+                {"type": "input_image", "image_url": f"https://example.com/{canary('image.url')}.png"},
+                {"type": "input_file", "filename": canary("file.name"), "file_data": canary("file.data")},
+            ],
+        },
+        {"type": "function_call_output", "call_id": canary("earlier.call.id"), "output": canary("tool.result")},
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": canary("earlier.thought")}]},
+    ],
+    "tools": [{**TOOL["function"], "type": "function"}],
+    "metadata": {canary("metadata.key"): canary("metadata.value")},
+    "user": canary("user"),
+    "extra_body": {
+        "safety_identifier": canary("safety.identifier"),
+        "prompt_cache_key": canary("cache.key"),
+        "previous_response_id": canary("previous.id"),
+        "conversation": {"id": canary("conversation.id"), "own": canary("conversation.extra")},
+        "prompt": {"id": canary("prompt.id"), "variables": {"a": canary("prompt.variable")}},
+    },
+}
+
+RESPONSES_ANSWER = {
+    **response_object(),
+    "id": canary("response.id"),
+    "model": canary("response.model"),
+    "instructions": canary("instructions.echo"),
+    "metadata": {"a": canary("metadata.echo")},
+    "output": [
+        {
+            "type": "message",
+            "id": "m",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": canary("answer")}],
+        },
+        {
+            "type": "function_call",
+            "call_id": canary("call.id"),
+            "name": canary("call.name"),
+            "arguments": canary("call.args"),
+        },
+        {"type": "reasoning", "id": "rs", "summary": [{"type": "summary_text", "text": canary("reasoning")}]},
+        {"type": "web_search_call", "id": "ws", "action": {"type": "search", "query": canary("web.query")}},
+    ],
+}
+RESPONSES_FAILED = {
+    **RESPONSES_ANSWER,
+    "status": "failed",
+    "error": {"code": canary("failure.code"), "message": canary("failure.message")},
+}
+RESPONSES_EVENTS = [
+    {"type": "response.output_text.delta", "delta": canary("delta"), "output_index": 0},
+    {"type": "response.output_item.done", "output_index": 0, "item": RESPONSES_ANSWER["output"][0]},
+    {"type": "response.completed", "response": RESPONSES_ANSWER},
+]
+
+SHOWN_OF_RESPONSES_REQUESTS = {"request.model", "previous.id", "conversation.id", "prompt.id"}
+
+
+def respond(client):
+    client.responses.create(**RESPONSES_REQUEST)
+
+
+def respond_streamed(client):
+    list(client.responses.create(**RESPONSES_REQUEST, stream=True))
+
+
+def embed(client):
+    client.embeddings.create(model=canary("request.model"), input=canary("prompt"), user=canary("user"))
+
+
+def complete(client):
+    client.completions.create(model=canary("request.model"), prompt=canary("prompt"), suffix=canary("suffix"))
+
+
+def paint(client):
+    client.images.generate(model=canary("request.model"), prompt=canary("prompt"))
+
+
+def speak(client):
+    client.audio.speech.create(model=canary("request.model"), voice="alloy", input=canary("prompt")).read()
+
+
+def transcribe(client):
+    sound = (canary("file.name"), canary("sound").encode())
+    client.audio.transcriptions.create(model=canary("request.model"), file=sound, prompt=canary("prompt"))
+
+
+def moderate(client):
+    client.moderations.create(model=canary("request.model"), input=canary("prompt"))
+
+
+def search(client):
+    list(client.vector_stores.search(canary("store"), query=canary("prompt"), filters={"key": canary("filter")}))
+
+
+API_CALLS = {
+    "response": (
+        respond,
+        JsonReply(RESPONSES_ANSWER),
+        SHOWN_OF_RESPONSES_REQUESTS | {"response.id", "response.model"},
+    ),
+    "streamed response": (
+        respond_streamed,
+        StreamReply(RESPONSES_EVENTS, done=False, named=True),
+        SHOWN_OF_RESPONSES_REQUESTS | {"response.id", "response.model"},
+    ),
+    "failed response": (
+        respond,
+        JsonReply(RESPONSES_FAILED),
+        SHOWN_OF_RESPONSES_REQUESTS | {"response.id", "response.model", "failure.code"},
+    ),
+    "embeddings": (embed, None, {"request.model"}),
+    "completion": (complete, JsonReply(text_completion(canary("answer"), model="m")), {"request.model"}),
+    "image": (paint, JsonReply({"created": 1, "data": [{"revised_prompt": canary("revised")}]}), {"request.model"}),
+    "speech": (speak, None, {"request.model"}),
+    "transcription": (transcribe, JsonReply(transcription(canary("answer"))), {"request.model"}),
+    "moderation": (moderate, None, {"request.model"}),
+    "search": (search, JsonReply(search_page(canary("answer"))), {"store"}),
+}
+
+
+@pytest.mark.parametrize("callbacks", [[], [Crash()]], ids=["", "callbacks crash"])
+@pytest.mark.parametrize("api", [api for api in API_CALLS if api != "search" or exists("vector_stores.search")])
+@pytest.mark.usefixtures("expected_logs")
+def test_nothing_is_shown_by_default_of_any_api(server, our_log, api, callbacks):
+    """The same for the other APIs: parameters and ids, never what was said, searched or found."""
+    act, reply, shown = API_CALLS[api]
+    server.reply = always(reply)
+    telemetry, logs, recorder = TelemetryCollector(), Logs(), RecordingCallback(content="none")
+    instrument(telemetry, recorder, *callbacks, logs=logs, emit_event=HAS_EVENTS, metrics="both")
+    with openai.OpenAI(**credentials(server)) as client:
+        act(client)
+    found = {
+        place: set().union(*map(canaries_in, texts))
+        for place, texts in everything(telemetry, logs, our_log, recorder).items()
+    }
+    assert (found["spans"], found["log events"]) == (shown, shown if HAS_EVENTS else set())
+    assert found["pickles"] | found["reprs"] <= shown
+    assert found["metrics"] <= {"request.model", "response.model", "failure.code"}
+    assert found["our log"] | found["status"] == set()
+
+
+def test_the_sweep_finds_what_is_shown_of_a_response(server, telemetry, logs, our_log):
+    """With everything switched on the same sweep finds content; with a redactor it finds what gives structure."""
+    server.reply = always(JsonReply(RESPONSES_ANSWER))
+    content = {"instructions", "prompt", "text.part", "image.url", "tool.result", "earlier.thought"}
+    content |= {"answer", "call.args", "reasoning", "web.query"}
+    for redactor, expected in ((None, content), (lambda _: "X", set())):
+        telemetry.clear()
+        instrument(telemetry, logs=logs, capture_content="span_only", redactor=redactor)
+        with openai.OpenAI(**credentials(server)) as client:
+            respond(client)
+        otel_llm_callback.uninstrument()
+        found = canaries_in("".join(span.to_json() for span in telemetry.spans()))
+        assert found & content == expected
+
+
 async def test_nothing_is_shown_of_a_cancelled_call(server, telemetry, our_log):
     """Nor of a stream that is cancelled half way."""
     server.reply = always(StreamReply([*CHUNKS[:1], *[b""] * 500], headers=HEADERS, delay_s=0.01))
@@ -450,6 +623,7 @@ def validate():
         INPUT: json.loads((SCHEMAS / "gen-ai-input-messages.json").read_text()),
         OUTPUT: json.loads((SCHEMAS / "gen-ai-output-messages.json").read_text()),
         TOOLS: json.loads((SCHEMAS / "gen-ai-tool-definitions.json").read_text()),
+        INSTRUCTIONS: json.loads((SCHEMAS / "gen-ai-system-instructions.json").read_text()),
     }
 
     def check(name, value):
@@ -460,7 +634,9 @@ def validate():
             for kind, definition in schema["$defs"].items()
             if "const" in definition.get("properties", {}).get("type", {})
         }
-        for part in value if name == TOOLS else [part for message in value for part in message["parts"]]:
+        for part in (
+            value if name in (TOOLS, INSTRUCTIONS) else [part for message in value for part in message["parts"]]
+        ):
             # The schema's catch-all would let a malformed part of a known type pass.
             kind = kinds.get(part["type"], "GenericToolDefinition" if name == TOOLS else "GenericPart")
             validator({"$ref": f"#/$defs/{kind}", "$defs": schema["$defs"]}).validate(part)
@@ -695,6 +871,303 @@ def test_message_that_cannot_be_read_costs_only_the_messages(server, client, tel
     assert [record.getMessage().splitlines()[0] for record in expected_logs] == [
         "a body could not be made into messages (stage content): RuntimeError; the call is unaffected"
     ]
+
+
+# --- On: Responses and legacy completions -----------------------------------------------------------------------------
+
+
+def part_of_tool(call_id, response):
+    return {"type": "tool_call_response", "id": call_id, "response": response}
+
+
+def server_call(kind, call_id, **more):
+    call = {"type": f"{kind}_call", "status": "completed", **more}
+    return {"type": "server_tool_call", "name": kind, "id": call_id, "server_tool_call": call}
+
+
+PIXEL_DIGEST = {
+    "type": "blob",
+    "modality": "image",
+    "content": "",
+    "mime_type": "image/png",
+    "size_bytes": 4,
+    "sha256": "0f4636c78f65d3639ece5a064b5ae753e3408614a14fb18ab4d7540d2c248543",
+}
+PIXEL_URL = f"data:image/png;base64,{PIXEL}"
+
+ITEMS = {
+    "text": ("hi", [("user", [text("hi")])]),
+    "nothing": ([], []),
+    "messages": (
+        [{"role": "developer", "content": "be terse"}, {"role": "user", "content": "hi", "type": "message"}],
+        [("developer", [text("be terse")]), ("user", [text("hi")])],
+    ),
+    "earlier answer": (
+        [
+            {
+                "type": "message",
+                "id": "msg_1",
+                "role": "assistant",
+                "status": "completed",
+                "content": [
+                    {"type": "output_text", "text": "hi", "annotations": []},
+                    {"type": "refusal", "refusal": "no"},
+                ],
+            }
+        ],
+        [("assistant", [text("hi"), text("no")])],
+    ),
+    "images": (
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "see"},
+                    {"type": "input_image", "image_url": "https://example.com/a.png", "detail": "low"},
+                    {"type": "input_image", "image_url": PIXEL_URL, "detail": "low"},
+                    {"type": "input_image", "file_id": "file-1", "detail": "low"},
+                ],
+            }
+        ],
+        [
+            (
+                "user",
+                [
+                    text("see"),
+                    {"type": "uri", "modality": "image", "uri": "https://example.com/a.png"},
+                    PIXEL_DIGEST,
+                    {"type": "file", "modality": "image", "file_id": "file-1"},
+                ],
+            )
+        ],
+    ),
+    "files": (
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_file", "file_id": "file-1"},
+                    {"type": "input_file", "file_url": "https://example.com/a.pdf"},
+                    {"type": "input_file", "filename": "a.png", "file_data": PIXEL_URL},
+                ],
+            }
+        ],
+        [
+            (
+                "user",
+                [
+                    {"type": "file", "modality": "document", "file_id": "file-1"},
+                    {"type": "uri", "modality": "document", "uri": "https://example.com/a.pdf"},
+                    {**PIXEL_DIGEST, "modality": "document"},
+                ],
+            )
+        ],
+    ),
+    "function call and output": (
+        [
+            {"type": "function_call", "call_id": "c1", "name": "look_up", "arguments": '{"city": "Oslo"}'},
+            {"type": "function_call_output", "call_id": "c1", "output": "rain"},
+        ],
+        [("assistant", [CALLED]), ("tool", [part_of_tool("c1", "rain")])],
+    ),
+    "output in parts": (
+        [{"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "rain"}]}],
+        [("tool", [part_of_tool("c1", [text("rain")])])],
+    ),
+    "custom call and output": (
+        [
+            {"type": "custom_tool_call", "call_id": "c2", "name": "run", "input": "1 + 1"},
+            {"type": "custom_tool_call_output", "call_id": "c2", "output": "2"},
+        ],
+        [
+            ("assistant", [{"type": "tool_call", "id": "c2", "name": "run", "arguments": "1 + 1"}]),
+            ("tool", [part_of_tool("c2", "2")]),
+        ],
+    ),
+    "screenshot": (
+        [
+            {
+                "type": "computer_call_output",
+                "call_id": "c3",
+                "output": {"type": "computer_screenshot", "image_url": PIXEL_URL},
+            }
+        ],
+        [("tool", [part_of_tool("c3", [PIXEL_DIGEST])])],
+    ),
+    "reasoning": (
+        [
+            {
+                "type": "reasoning",
+                "id": "rs_1",
+                "summary": [{"type": "summary_text", "text": "hm"}],
+                "content": [{"type": "reasoning_text", "text": "hmm"}],
+                "encrypted_content": "AAAA",
+            }
+        ],
+        [("assistant", [{"type": "reasoning", "content": "hm"}, {"type": "reasoning", "content": "hmm"}])],
+    ),
+    "compaction": (
+        [{"type": "compaction", "id": "cmp_1", "encrypted_content": "AAAA"}],
+        [("assistant", [{"type": "compaction", "id": "cmp_1"}])],
+    ),
+    "calls of the server": (
+        [
+            {
+                "type": "web_search_call",
+                "id": "ws_1",
+                "status": "completed",
+                "action": {"type": "search", "query": "cats"},
+            },
+            {"type": "file_search_call", "id": "fs_1", "status": "completed", "queries": ["cats"]},
+            {
+                "type": "code_interpreter_call",
+                "id": "ci_1",
+                "status": "completed",
+                "code": "1",
+                "container_id": "c",
+                "outputs": [],
+            },
+            {"type": "image_generation_call", "id": "ig_1", "status": "completed", "result": PIXEL},
+        ],
+        [
+            ("assistant", [server_call("web_search", "ws_1", query="cats")]),
+            ("assistant", [server_call("file_search", "fs_1", queries=["cats"])]),
+            ("assistant", [server_call("code_interpreter", "ci_1", code="1")]),
+            ("assistant", [server_call("image_generation", "ig_1")]),
+        ],
+    ),
+    "result of the server": (
+        [{"type": "shell_call_output", "id": "so_1", "call_id": "c4", "output": []}],
+        [
+            (
+                "assistant",
+                [
+                    {
+                        "type": "server_tool_call_response",
+                        "id": "so_1",
+                        "server_tool_call_response": {"type": "shell_call_output"},
+                    }
+                ],
+            )
+        ],
+    ),
+    "reference": (
+        [{"type": "item_reference", "id": "msg_1"}],
+        [("assistant", [{"type": "item_reference", "id": "msg_1"}])],
+    ),
+}
+
+RESPONSE_TOOLS = [
+    {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}, "strict": True},
+    {"type": "web_search"},
+    {"type": "mcp", "server_label": "sea", "server_url": "https://example.com", "headers": {"authorization": "x"}},
+    {"type": "custom", "name": "run", "description": "Run it."},
+]
+
+
+@pytest.mark.parametrize("items", ITEMS)
+def test_input_items_have_the_shape_of_the_conventions(client, telemetry, validate, items):
+    """Each item is a message, in order; media are digests, what is encrypted is left out."""
+    instrument(telemetry, capture_content="span_only")
+    given, expected = ITEMS[items]
+    client.responses.create(model="m", input=given)
+    found = captured(telemetry).get(INPUT, [])
+    validate(INPUT, found)
+    assert [(message["role"], message["parts"]) for message in found] == expected
+
+
+def test_instructions_and_tools_stand_apart(client, telemetry, validate):
+    """What is given outside the input is not among the messages; a built-in tool has its type as name."""
+    instrument(telemetry, capture_content="span_only")
+    client.responses.create(model="m", input="hi", instructions="be terse", tools=RESPONSE_TOOLS)
+    found = captured(telemetry)
+    validate(INSTRUCTIONS, found[INSTRUCTIONS])
+    validate(TOOLS, found[TOOLS])
+    assert found == {
+        INPUT: [{"role": "user", "parts": [text("hi")]}],
+        INSTRUCTIONS: [text("be terse")],
+        TOOLS: [
+            {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}},
+            {"type": "web_search", "name": "web_search"},
+            {"type": "mcp", "name": "sea"},
+            {"type": "custom", "name": "run", "description": "Run it."},
+        ],
+        OUTPUT: [{"role": "assistant", "parts": [text(TEXT)], "finish_reason": "stop"}],
+    }
+
+
+def sse(events):
+    return StreamReply(events, done=False, named=True)
+
+
+OUTPUT_ITEMS = [
+    ITEMS[name]
+    for name in (
+        "earlier answer",
+        "function call and output",
+        "custom call and output",
+        "reasoning",
+        "compaction",
+        "calls of the server",
+        "result of the server",
+    )
+]
+
+RESPONSE_ANSWERS = {
+    "text": (JsonReply(response_object("hi")), [text("hi")], "stop"),
+    "streamed text": (sse(response_events(["h", "i"])), [text("hi")], "stop"),
+    "cut short": (JsonReply(response_object("hi", status="incomplete")), [text("hi")], "length"),
+    "stream that breaks off": (sse(response_events(["h", "i"], status=None)), [text("hi")], "incomplete"),
+    "everything": (
+        JsonReply(response_object(output=[item for given, _ in OUTPUT_ITEMS for item in given])),
+        [part for _, messages in OUTPUT_ITEMS for _, parts in messages for part in parts],
+        "tool_call",
+    ),
+}
+
+
+@pytest.mark.parametrize("answer", RESPONSE_ANSWERS)
+def test_output_of_a_response_is_one_message(server, client, telemetry, validate, answer):
+    """All items of an answer are parts of one message; streamed or not makes no difference."""
+    reply, parts, reason = RESPONSE_ANSWERS[answer]
+    server.reply = always(reply)
+    instrument(telemetry, capture_content="span_only")
+    result = client.responses.create(model="m", input=[], stream=isinstance(reply, StreamReply))
+    if isinstance(reply, StreamReply):
+        list(result)
+    found = captured(telemetry)[OUTPUT]
+    validate(OUTPUT, found)
+    assert found == [{"role": "assistant", "parts": parts, "finish_reason": reason}]
+
+
+def test_fetched_response_has_output_only(client, telemetry):
+    """Its input was another call's."""
+    instrument(telemetry, capture_content="span_only")
+    client.responses.retrieve("resp_1")
+    assert captured(telemetry) == {OUTPUT: [{"role": "assistant", "parts": [text(TEXT)], "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("prompt", "messages"),
+    [
+        ("Once", [{"role": "user", "parts": [text("Once")]}]),
+        (["Once", "Twice"], [{"role": "user", "parts": [text("Once"), text("Twice")]}]),
+        ([1, 2], None),
+    ],
+    ids=["text", "texts", "tokens"],
+)
+def test_completion_is_a_user_and_an_assistant(client, telemetry, validate, prompt, messages, streamed):
+    """The prompt is one message, each choice another; tokens nobody can read are left out."""
+    instrument(telemetry, capture_content="span_only")
+    answer = client.completions.create(model="m", prompt=prompt, n=2, stream=streamed)
+    if streamed:
+        list(answer)
+    found = captured(telemetry)
+    for name, value in found.items():
+        validate(name, value)
+    assert found.get(INPUT) == messages
+    assert found[OUTPUT] == [{"role": "assistant", "parts": [text(TEXT)], "finish_reason": "stop"}] * 2
 
 
 # --- On: the limits ---------------------------------------------------------------------------------------------------
