@@ -84,7 +84,10 @@ async def test_chunks_awaited_one_by_one_are_the_same(aclient, asking):
 
 def test_helper_sees_no_usage_it_did_not_ask_for(client, asking):
     """What `.stream()` adds up is what it would be without us."""
-    with client.chat.completions.stream(**ASKED) as stream:
+    completions = (
+        client.chat.completions if hasattr(client.chat.completions, "stream") else client.beta.chat.completions
+    )
+    with completions.stream(**ASKED) as stream:
         stream.until_done()
         assert stream.get_final_completion().usage is None
     assert usages(asking) == [(5, 7, COUNT)]
