@@ -82,7 +82,12 @@ def read_interrupted(scene):
         yield from [b": still here\n\n"] * 500
 
     scene.server.reply = lambda request: StreamReply(events(), delay_s=0.01)
-    return forms.read(scene)
+    # A shell starts its background jobs with the signal ignored, and Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return forms.read(scene)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 ENDINGS = (
