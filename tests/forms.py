@@ -759,14 +759,14 @@ async def cancel_mid_stream(scene):
 
 
 async def wait_for_answer(scene):
-    await asyncio.wait_for(scene.chat.create(**scene.arguments), 0.1)
+    await asyncio.wait_for(scene.chat.create(**scene.arguments), 0.5)  # by then the request is out
 
 
 async def wait_for_stream(scene):
     async def take():
         return [chunk async for chunk in await scene.chat.create(stream=True, **scene.arguments)]
 
-    await asyncio.wait_for(take(), 0.15)
+    await asyncio.wait_for(take(), 0.5)
 
 
 class Stop(BaseException):
