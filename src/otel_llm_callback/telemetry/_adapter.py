@@ -22,7 +22,7 @@ from ..content import Gate, Message, Payload
 from ..types import ErrorContext, RequestMetadata, ResponseMetadata, StreamChunk
 from . import _names as n
 from ._events import EventWriter
-from ._metrics import MetricRecorder
+from ._metrics import MetricRecorder, should_say_usage
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
@@ -381,7 +381,7 @@ def _response_attributes(metadata: ResponseMetadata) -> dict[str, Any]:
         attributes[n.TRUNCATED] = True
     if metadata.usage is not None:
         _add_usage(attributes, metadata)
-    elif metadata.outcome == "completed":
+    elif metadata.outcome == "completed" and should_say_usage(metadata):
         attributes[n.USAGE_SOURCE] = metadata.usage_source
     _add_transport(attributes, metadata)
     return attributes

@@ -69,7 +69,7 @@ class MetricRecorder:
         outcome = None if metadata.outcome == "completed" else metadata.outcome
         attributes = self._set(metadata.request, metadata.model, metadata.service_tier, None, outcome)
         self._record(metadata, attributes, metadata.response_time_ms / 1000, context, gaps=gaps)
-        if metadata.usage is None and outcome is None and _should_say(metadata):
+        if metadata.usage is None and outcome is None and should_say_usage(metadata):
             self._missing.add(1, attributes.base, context)
 
     def error(
@@ -161,7 +161,8 @@ class MetricRecorder:
         )
 
 
-def _should_say(metadata: ResponseMetadata) -> bool:
+def should_say_usage(metadata: ResponseMetadata) -> bool:
+    """True for answers that ought to say what they used: those of models, once they are made."""
     return metadata.request.operation in n.METERED and metadata.status not in PENDING
 
 
