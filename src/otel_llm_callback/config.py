@@ -356,7 +356,7 @@ def load_object(reference: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{reference!r} cannot be loaded: {error}") from None
     except Exception as error:  # a module may raise anything while it is imported
-        raise ValueError(f"{reference!r} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{reference!r} cannot be loaded: {type(error).__name__}") from error
     return found
 
 

@@ -190,7 +190,7 @@ def make_callback(given: Any) -> Any:
     try:
         return found()
     except Exception as error:
-        raise ValueError(f"{given!r} cannot be made into a callback: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{given!r} cannot be made into a callback: {type(error).__name__}") from error
 
 
 def instrument(*callbacks: Any, **settings: Any) -> None:

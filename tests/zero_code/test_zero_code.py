@@ -271,7 +271,7 @@ def test_wrong_value_of_the_sdk_is_one_line(probe, other, variables, error):
             "nowhere:Nobody",
             "'nowhere:Nobody' cannot be loaded: No module named 'nowhere'",
         ),
-        ("OTEL_LLM_CALLBACK_CALLBACKS", "json:dumps", "'json:dumps' cannot be made into a callback: TypeError: "),
+        ("OTEL_LLM_CALLBACK_CALLBACKS", "json:dumps", "'json:dumps' cannot be made into a callback: TypeError"),
         ("OTEL_LLM_CALLBACK_CALLBACKS", "broken:Callback", "'broken:Callback' cannot be loaded: "),
     ],
     ids=["setting", "configure", "no such callback", "no callback", "broken module"],

@@ -19,7 +19,6 @@ _CONTENT_LEVELS: Final[tuple[Content, ...]] = ("full", "redacted", "none")
 _TEXT_LIMIT: Final = 400
 _WIDEST: Final = 120
 _NARROWEST_TEXT: Final = 20
-_HEAD: Final = "{clock:<8} #{number:<3} {label:<9} "
 _HEAD_WIDTH: Final = 24
 _PROGRESS_NS: Final = 1_000_000_000
 _OPEN_CALLS_LIMIT: Final = 10_000
