@@ -54,7 +54,17 @@ OWN = {
     },
     "_headers": {"types"},
     "_background": {"_dispatch", "_exchange", "_faults", "config", "protocol", "types"},
-    "_registry": {"_background", "_dispatch", "_scope", "callbacks", "config", "content", "protocol", "telemetry"},
+    "_registry": {
+        "_background",
+        "_dispatch",
+        "_scope",
+        "callbacks",
+        "config",
+        "content",
+        "protocol",
+        "telemetry",
+        "types",
+    },
     "_status": {"_faults", "_operations", "instrumentor"},
     "_observe": {
         "_dispatch",

@@ -11,7 +11,7 @@ from ._status import CallbackStatus, Status, status
 from ._version import __version__
 from .callbacks.multi import MultiCallback
 from .instrumentor import OpenAIInstrumentor, aflush, flush, instrument, shutdown, uninstrument
-from .protocol import TelemetryCallback
+from .protocol import DeliveryOptions, TelemetryCallback
 from .sdk import configure
 from .telemetry import OpenTelemetryCallback
 from .types import (
@@ -28,6 +28,7 @@ from .types import (
 __all__ = [
     "CallbackStatus",
     "ClientRegistration",
+    "DeliveryOptions",
     "ErrorContext",
     "FailedResponseError",
     "MultiCallback",

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from . import _exchange, _faults
 from ._dispatch import Counters, running_hook
-from .config import Overflow
 from .protocol import HOOKS, Hook, find_hook
-from .types import Content, ErrorContext, RequestMetadata, ResponseMetadata, StreamChunk
+from .types import Content, ErrorContext, Overflow, RequestMetadata, ResponseMetadata, StreamChunk
 
 if TYPE_CHECKING:
     import asyncio

@@ -53,8 +53,7 @@ class ClientRegistration:
         self._base = REGISTRY.settings
         self.decides = not _OF_THE_ADAPTER.isdisjoint(named)
         settings = self.settings
-        worker = scoped_worker(settings.queue_size) if settings.delivery == "queued" else None
-        made = [make_listeners(callback, settings, worker=worker) for callback in callbacks]
+        made = [make_listeners(callback, settings, worker_of=scoped_worker) for callback in callbacks]
         self.listeners: tuple[Listener, ...] = tuple(listener for listeners in made for listener in listeners)
         self.parts: weakref.WeakSet[_Part] = weakref.WeakSet()
         if self.decides:
@@ -148,8 +147,10 @@ class _Part:
         adapter = self.registrations[-1].adapter if decides is None and shared is None else shared
         own = [listener for one in self.registrations for listener in one.listeners]
         others = [listener for listener in REGISTRY.dispatcher.listeners if listener is not shared]
+        # The client's own come first, but nothing given to a client makes optional what is required of the process.
+        users = sorted((*own, *others), key=lambda listener: not listener.required)
         once: dict[int, Listener] = {}
-        for listener in (adapter if decides is None else decides.adapter, *own, *others):
+        for listener in (adapter if decides is None else decides.adapter, *users):
             if listener is not None:
                 once.setdefault(id(listener.origin), listener)
         return in_order(once.values())

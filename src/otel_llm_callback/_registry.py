@@ -4,51 +4,40 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from ._background import Queued, Worker, is_async, queue_for
 from ._dispatch import Counters, Dispatcher, Level, Listener
 from ._scope import Block, Scope
 from .callbacks.multi import MultiCallback
-from .config import Delivery, Overflow, Settings, load_settings, logger
+from .config import Settings, checked, load_settings, logger
 from .content import Redactor
-from .protocol import HOOKS, check_callback, find_hook
+from .protocol import (
+    CONTENT_LEVELS,
+    HOOKS,
+    NO_OPTIONS,
+    DeliveryOptions,
+    check_callback,
+    find_hook,
+    lower_content,
+    options_of,
+)
 from .telemetry import CallerSpan, OpenTelemetryCallback
-
-_LEVELS: Final[tuple[Level, ...]] = ("none", "redacted", "full")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How one callback asked to be told; None leaves it to the settings."""
-
-    delivery: Delivery | None = None
-    overflow: Overflow | None = None
-    queue_size: int | None = None
-    required: bool = False
-
-    def apply(self, settings: Settings) -> Settings:
-        """Return *settings* with what was asked for."""
-        asked = {"delivery": self.delivery, "overflow": self.overflow, "queue_size": self.queue_size}
-        given = {name: value for name, value in asked.items() if value is not None}
-        if not given:
-            return settings
-        checked = load_settings(given, environment={})
-        return replace(settings, **{name: getattr(checked, name) for name in given})
+from .types import Content, Delivery, Overflow
 
 
 class Registration:
     """A registered callback; ``remove()`` undoes it. Counts are of events, not of calls."""
 
-    def __init__(self, callback: object, options: Options, registry: Registry) -> None:
+    def __init__(self, callback: object, options: DeliveryOptions, registry: Registry) -> None:
         self.callback = callback
         self.options = options
         self.listeners: tuple[Listener, ...] = ()
         self._registry = registry
         self._before = Counters()
-        self._way: tuple[Delivery, Overflow, int] | None = None
+        self._ways: tuple[_Way, ...] | None = None
 
     def remove(self) -> None:
         """Tell the callback of no further call; calls under way and what is queued are still told. Idempotent."""
@@ -61,8 +50,8 @@ class Registration:
 
     @property
     def required(self) -> bool:
-        """Whether it is told even of suppressed calls."""
-        return self.options.required
+        """Whether it, or a part of it, is told even of suppressed calls."""
+        return self.options.required or any(listener.required for listener in self.listeners)
 
     @property
     def delivery(self) -> Delivery:
@@ -96,18 +85,20 @@ class Registration:
         Raises:
             ValueError: The callback cannot be delivered to in this way.
         """
-        settings = self.options.apply(settings)
-        way = (settings.delivery, settings.overflow, settings.queue_size)
-        if way == self._way:  # a second queue could overtake the first
+        parts = tuple(_parts(self.callback, settings, self.options))
+        ways = tuple(part.way for part in parts)
+        if ways == self._ways:  # a second queue could overtake the first
             self.listeners = tuple(
-                listener if listener.trusted else replace(listener, content=content_level(listener.origin, settings))
-                for listener in self.listeners
+                listener
+                if listener.trusted
+                else replace(listener, content=_content_level(listener.origin, part.settings))
+                for listener, part in zip(self.listeners, parts, strict=True)
             )
             return
-        listeners = make_listeners(self.callback, settings, required=self.options.required)
+        listeners = tuple(_make_listener(part, Worker) for part in parts)
         self.close()
         self._before = Counters(self.delivered, self.failed, self.dropped)
-        self._way = way
+        self._ways = ways
         self.listeners = listeners
 
     def close(self) -> None:
@@ -187,7 +178,7 @@ class Registry:
 
         return stop
 
-    def add(self, callback: Any, options: Options | None = None) -> Registration:
+    def add(self, callback: Any, options: DeliveryOptions | None = None) -> Registration:
         """Register *callback*; the same object twice is one registration, unless other options are asked for."""
         with self._lock:
             for known in self._registrations:
@@ -195,7 +186,7 @@ class Registry:
                     if options is not None and options != known.options:
                         raise ValueError(f"{known.name} is registered with other options; remove() it first")
                     return known
-            registration = Registration(callback, options or Options(), self)
+            registration = Registration(callback, options or NO_OPTIONS, self)
             registration.apply(self.settings)
             if isinstance(callback, OpenTelemetryCallback) and self._has_adapter():
                 logger.warning("two OpenTelemetry adapters make two spans per call; telemetry=False leaves one")
@@ -240,34 +231,95 @@ def adapter_listener(adapter: OpenTelemetryCallback | CallerSpan, *, required: b
     return Listener(adapter, level, trusted=True, required=required)
 
 
+_Way: TypeAlias = tuple[Delivery, Overflow, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One callback that is told by itself, with the settings as they hold for it."""
+
+    callback: Any
+    settings: Settings
+    required: bool
+
+    @property
+    def way(self) -> _Way:
+        """How it is told; if that changes it needs another queue."""
+        return self.settings.delivery, self.settings.overflow, self.settings.queue_size
+
+
 def make_listeners(
-    callback: Any, settings: Settings, *, required: bool = False, worker: Worker | None = None
+    callback: Any,
+    settings: Settings,
+    options: DeliveryOptions = NO_OPTIONS,
+    *,
+    worker_of: Callable[[int], Worker] = Worker,
 ) -> tuple[Listener, ...]:
     """Return *callback* as the dispatcher takes it: checked, taken apart if it is several, queued if it is to be.
 
+    Args:
+        callback: What a user gave.
+        settings: Hold for what is not said otherwise.
+        options: What was asked for at registration; wins over what the callback says itself.
+        worker_of: Returns who delivers a queue of that size.
+
     Raises:
         TypeError: It is no callback.
-        ValueError: It cannot be delivered to in this way.
+        ValueError: It cannot be delivered to in this way, or an option is not allowed.
     """
+    return tuple(_make_listener(part, worker_of) for part in _parts(callback, settings, options))
+
+
+def _parts(
+    callback: Any, settings: Settings, asked: DeliveryOptions, around: DeliveryOptions = NO_OPTIONS
+) -> Iterator[_Part]:
+    """Yield the parts of *callback*, itself if it is one; *around* is what says the one that holds it together."""
+    own = _checked_options(options_of(callback)).over(around)
     if isinstance(callback, MultiCallback):
-        parts = [make_listeners(part, settings, required=required, worker=worker) for part in callback.callbacks]
-        return tuple(listener for part in parts for listener in part)
+        for part in callback.callbacks:
+            yield from _parts(part, settings, asked, own)
+        return
+    options = _checked_options(asked).over(own)
+    yield _Part(callback, _applied(options, settings), options.required)
+
+
+def _checked_options(options: DeliveryOptions) -> DeliveryOptions:
+    if options == NO_OPTIONS:
+        return options
+    checked("telemetry", options.required, shown_as="required")
+    asked = {"delivery": options.delivery, "overflow": options.overflow, "queue_size": options.queue_size}
+    given = {name: checked(name, value) for name, value in asked.items() if value is not None}
+    if options.content is not None:
+        given["content"] = checked("callback_content", options.content, shown_as="content")
+    return replace(options, **given)
+
+
+def _applied(options: DeliveryOptions, settings: Settings) -> Settings:
+    asked = {"delivery": options.delivery, "overflow": options.overflow, "queue_size": options.queue_size}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if options.content is not None:
+        given["callback_content"] = lower_content(options.content, settings.callback_content)
+    return replace(settings, **given) if given else settings
+
+
+def _make_listener(part: _Part, worker_of: Callable[[int], Worker]) -> Listener:
+    callback, settings = part.callback, part.settings
     if isinstance(callback, OpenTelemetryCallback):
-        return (adapter_listener(callback, required=required),)
+        return adapter_listener(callback, required=part.required)
     check_callback(callback)
-    level = content_level(callback, settings)
+    level = _content_level(callback, settings)
     counters = Counters()
     if settings.delivery == "inline":
         _check_inline(callback)
-        return (Listener(callback, level, counters, required=required),)
-    queued = queue_for(callback, worker or Worker(settings.queue_size), settings.overflow, counters)
-    return (Listener(queued, level, counters, queued=True, required=required),)
+        return Listener(callback, level, counters, required=part.required)
+    queued = queue_for(callback, worker_of(settings.queue_size), settings.overflow, counters)
+    return Listener(queued, level, counters, queued=True, required=part.required)
 
 
-def content_level(callback: object, settings: Settings) -> Level:
+def _content_level(callback: object, settings: Settings) -> Level:
     """How much content *callback* is given: what it declares, and no more than the settings allow."""
-    declared: Level = getattr(callback, "content", "full")
-    return min(declared, settings.callback_content, key=_LEVELS.index)
+    declared: Content = getattr(callback, "content", "full")
+    return min(declared, settings.callback_content, key=CONTENT_LEVELS.index)
 
 
 def _check_inline(callback: Any) -> None:
@@ -291,16 +343,19 @@ def register(
     overflow: Overflow | None = None,
     queue_size: int | None = None,
     required: bool = False,
+    content: Content | None = None,
 ) -> Registration:
     """Tell *callback* of every call from now on, whether or not ``instrument()`` was called before.
 
+    What is None here is as the callback's own ``delivery_options`` say, and then as the settings do.
+
     Args:
         callback: An object with at least one hook.
-        delivery: ``queued`` or ``inline``; None for the setting.
-        overflow: What gives way when its queue is full: ``drop_chunks``, ``drop_new`` or ``block``; None for the
-            setting.
-        queue_size: Events its queue holds; None for the setting.
+        delivery: ``queued`` or ``inline``.
+        overflow: What gives way when its queue is full: ``drop_chunks``, ``drop_new`` or ``block``.
+        queue_size: Events its queue holds.
         required: It is told even of calls inside ``suppress()``.
+        content: ``redacted`` or ``none`` gives it less content than it declares; nothing here gives it more.
 
     Returns:
         A handle that undoes the registration. The same object twice gives the same handle.
@@ -309,7 +364,10 @@ def register(
         TypeError: It is no callback.
         ValueError: A value is not allowed, or the object is registered already with other options.
     """
-    return REGISTRY.add(callback, Options(delivery, overflow, queue_size, required))
+    options = DeliveryOptions(
+        delivery=delivery, overflow=overflow, queue_size=queue_size, required=required, content=content
+    )
+    return REGISTRY.add(callback, options)
 
 
 class using(Block):  # noqa: N801 - used like a function
@@ -320,7 +378,7 @@ class using(Block):  # noqa: N801 - used like a function
 
     Args:
         callbacks: Objects with at least one hook.
-        delivery: ``queued`` or ``inline``; None for the setting.
+        delivery: ``queued`` or ``inline``; None for what each says itself, and then the setting.
 
     Raises:
         TypeError: One of them is no callback.
@@ -329,9 +387,8 @@ class using(Block):  # noqa: N801 - used like a function
 
     def __init__(self, *callbacks: Any, delivery: Delivery | None = None) -> None:
         super().__init__()
-        settings = Options(delivery).apply(REGISTRY.settings)
-        worker = scoped_worker(settings.queue_size) if settings.delivery == "queued" else None
-        made = [make_listeners(callback, settings, worker=worker) for callback in callbacks]
+        settings, options = REGISTRY.settings, DeliveryOptions(delivery=delivery)
+        made = [make_listeners(callback, settings, options, worker_of=scoped_worker) for callback in callbacks]
         self._listeners = tuple(listener for listeners in made for listener in listeners)
 
     def _change(self, scope: Scope) -> Scope:

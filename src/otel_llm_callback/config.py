@@ -13,13 +13,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from .content import DEFAULT_LIMIT, CaptureMode, Estimator, Redactor
-from .types import Content
+from .types import Content, Delivery, Overflow
 
 logger: Final = logging.getLogger("otel_llm_callback")
 
-Delivery: TypeAlias = Literal["queued", "inline"]
-Overflow: TypeAlias = Literal["drop_chunks", "drop_new", "block"]
-"""What gives way when a queue is full: chunks first (from half full on), whatever comes next, or the caller."""
 MetricFamily: TypeAlias = Literal["current", "next", "both"]
 ExceptionSignal: TypeAlias = Literal["span", "logs", "both"]
 ChunkTiming: TypeAlias = Literal["bounded", "all", "off"]
@@ -263,7 +260,7 @@ def load_settings(arguments: Mapping[str, Any] | None = None, environment: Mappi
     hard_off = is_hard_off(environment)
     for name, value in arguments.items():
         if value is not None or name in _FUNCTIONS:
-            values[name] = _checked(name, value)
+            values[name] = checked(name, value)
     if hard_off:
         values.update(capture_content="no_content", error_text=False)
     values["content_limit"] = min([values.get("content_limit", DEFAULT_LIMIT), *_sdk_limits(environment)])
@@ -277,14 +274,20 @@ def is_hard_off(environment: Mapping[str, str] | None = None) -> bool:
     return mode == "no_content" or (mode != "" and mode not in _CAPTURES)
 
 
-def _checked(name: str, value: Any) -> Any:
+def checked(name: str, value: Any, *, shown_as: str | None = None) -> Any:
+    """Return *value* as the setting *name* holds it.
+
+    Raises:
+        ValueError: It is not allowed; the message names the argument, *shown_as* if that is given, and what is.
+    """
     if name in _PROVIDER_NAMES:
         return value
     setting = _BY_NAME[name]
     try:
         return setting.check(value)
     except ValueError:
-        raise ValueError(f"{name}={_shown(name, value)} is not allowed; allowed: {setting.allowed}") from None
+        given = f"{shown_as or name}={_shown(name, value)}"
+        raise ValueError(f"{given} is not allowed; allowed: {setting.allowed}") from None
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -6,14 +6,68 @@ import inspect
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
-from .types import Content, ErrorContext, RequestMetadata, ResponseMetadata, StreamChunk
+from .types import Content, Delivery, ErrorContext, Overflow, RequestMetadata, ResponseMetadata, StreamChunk
 
 HOOKS: Final = ("on_request_sent", "on_stream_chunk", "on_response_received", "on_error")
 """The four hook names, in the order in which they are called."""
 
 Hook: TypeAlias = Callable[[Any, Any], Any]
+
+
+CONTENT_LEVELS: Final[tuple[Content, ...]] = ("none", "redacted", "full")
+"""From nothing to all of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryOptions:
+    """How a callback wants to be told; what is None is left to whoever registers it, and then to the settings.
+
+    As the attribute ``delivery_options`` of a callback it holds wherever the callback is used: with ``instrument()``,
+    ``register()``, ``instrument_client()``, ``using()``, and as a part of a :class:`MultiCallback`. What ``register()``
+    is given wins over the attribute, the attribute over the settings. Two things only ever add up: a callback that is
+    required in one place is required, and it is given the lowest of all contents that are named.
+
+    Attributes:
+        delivery: ``queued`` or ``inline``.
+        overflow: What gives way when its queue is full: ``drop_chunks``, ``drop_new`` or ``block``.
+        queue_size: Events its queue holds, from 2.
+        required: It is told even of calls inside ``suppress()``.
+        content: ``full``, ``redacted`` or ``none``; never more than its class declares and the settings allow.
+
+    Example:
+        >>> class Ledger:
+        ...     delivery_options = DeliveryOptions(overflow="block", required=True)
+        ...     def on_response_received(self, metadata, response_json): ...
+    """
+
+    delivery: Delivery | None = None
+    overflow: Overflow | None = None
+    queue_size: int | None = None
+    required: bool = False
+    content: Content | None = None
+
+    def over(self, other: DeliveryOptions) -> DeliveryOptions:
+        """Return these options, with *other* for what they leave open."""
+        return DeliveryOptions(
+            delivery=other.delivery if self.delivery is None else self.delivery,
+            overflow=other.overflow if self.overflow is None else self.overflow,
+            queue_size=other.queue_size if self.queue_size is None else self.queue_size,
+            required=self.required or other.required,
+            content=lower_content(self.content, other.content),
+        )
+
+
+NO_OPTIONS: Final = DeliveryOptions()
+
+
+def lower_content(first: Content | None, second: Content | None) -> Content | None:
+    """Return the lower of two content levels, None if neither is given."""
+    if first is None or second is None:
+        return first or second
+    return min(first, second, key=CONTENT_LEVELS.index)
 
 
 class TelemetryCallback(Protocol):
@@ -23,7 +77,8 @@ class TelemetryCallback(Protocol):
     ``on_response_received`` and ``on_error``. What a hook raises is logged and counted and goes no further.
     A hook may be ``async def``; it then runs on the worker's own event loop, not on the caller's.
 
-    No base class is needed: any object with at least one of the four methods is a callback.
+    No base class is needed: any object with at least one of the four methods is a callback. An attribute
+    ``delivery_options``, a :class:`DeliveryOptions`, says how it wants to be told.
     """
 
     content: ClassVar[Content] = "full"
@@ -81,8 +136,10 @@ def check_callback(callback: object) -> None:
     Raises:
         TypeError: It is a class instead of an instance, has none of the four hooks, has a method whose name starts
             with ``on_`` but is not a hook, or a hook that does not take two positional arguments.
+            It has ``delivery_options`` that are no :class:`DeliveryOptions`.
         ValueError: Its ``content`` is not one of the allowed values.
     """
+    options_of(callback)
     kind = type(callback)
     if kind in _checked and not any(name.startswith("on_") for name in getattr(callback, "__dict__", ())):
         _check_content(callback)
@@ -103,6 +160,21 @@ def check_callback(callback: object) -> None:
     _check_content(callback)
     if not any(hook_name in getattr(callback, "__dict__", ()) for hook_name in HOOKS):
         _checked.add(kind)
+
+
+def options_of(callback: object) -> DeliveryOptions:
+    """Return how *callback* says it wants to be told.
+
+    Raises:
+        TypeError: Its ``delivery_options`` are of another type.
+    """
+    options = getattr(callback, "delivery_options", None)
+    if options is None:
+        return NO_OPTIONS
+    if not isinstance(options, DeliveryOptions):
+        name = type(callback).__name__
+        raise TypeError(f"{name}.delivery_options is {type(options).__name__}; it must be DeliveryOptions or None")
+    return options
 
 
 # Classes whose hooks were found good: callbacks may be made by the thousand, one per request.

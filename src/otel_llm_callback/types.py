@@ -32,6 +32,12 @@ ChunkKind: TypeAlias = Literal["text", "reasoning", "tool_call", "refusal", "aud
 Content: TypeAlias = Literal["full", "redacted", "none"]
 """How much content a callback is given in JSON and chunk text."""
 
+Delivery: TypeAlias = Literal["queued", "inline"]
+"""Where a callback's hooks run: on a worker's thread, or on the caller's."""
+
+Overflow: TypeAlias = Literal["drop_chunks", "drop_new", "block"]
+"""What gives way when a queue is full: chunks first (from half full on), whatever comes next, or the caller."""
+
 AttributeValue: TypeAlias = "str | bool | int | float | tuple[str, ...] | tuple[int, ...] | tuple[float, ...]"
 
 

@@ -7,10 +7,8 @@ from typing import Any
 
 from .._dispatch import Counters, Held, enter, guard, release
 from ..content import restrict
-from ..protocol import HOOKS, Hook, check_callback, find_hook
+from ..protocol import CONTENT_LEVELS, HOOKS, Hook, check_callback, find_hook
 from ..types import Content, ErrorContext, RequestMetadata, ResponseMetadata, StreamChunk, new_chunk
-
-_LEVELS: tuple[Content, ...] = ("none", "redacted", "full")
 
 
 class MultiCallback:
@@ -31,7 +29,9 @@ class MultiCallback:
         for callback in callbacks:
             check_callback(callback)
         self.callbacks = callbacks
-        self.content: Content = max((_content(callback) for callback in callbacks), key=_LEVELS.index, default="none")
+        self.content: Content = max(
+            (_content(callback) for callback in callbacks), key=CONTENT_LEVELS.index, default="none"
+        )
         self._hooks = {name: _children(callbacks, name) for name in HOOKS}
 
     def on_request_sent(self, metadata: RequestMetadata, request_json: str) -> AbstractContextManager[object] | None:
@@ -81,7 +81,7 @@ def restrict_chunk(chunk: StreamChunk, level: str) -> StreamChunk:
 
 def _content(callback: Any) -> Content:
     content = getattr(callback, "content", "full")
-    return content if content in _LEVELS else "full"
+    return content if content in CONTENT_LEVELS else "full"
 
 
 def _children(callbacks: tuple[Any, ...], name: str) -> list[tuple[Hook, Content]]:
