@@ -31,6 +31,7 @@ OWN = {
     "content": {"_faults", "types"},
     "_faults": set(),
     "_sampling": set(),
+    "_timers": {"_faults"},
     "_dispatch": {"_faults", "content", "protocol", "types"},
     "_scope": {"_dispatch", "types"},
     "_readers": {"types"},
@@ -53,7 +54,7 @@ OWN = {
         "types",
     },
     "_headers": {"types"},
-    "_background": {"_dispatch", "_exchange", "_faults", "config", "protocol", "types"},
+    "_background": {"_dispatch", "_exchange", "_faults", "_timers", "config", "protocol", "types"},
     "_registry": {
         "_background",
         "_dispatch",
@@ -122,11 +123,11 @@ OWN = {
     },
     "telemetry": {"_faults", "_jobs", "_messages", "_operations", "_version", "config", "content", "protocol", "types"},
     "callbacks": {
-        "_dispatch",
+        "_dispatch",  # MultiCallback guards as the dispatcher does
         "content",
         "protocol",
         "types",
-    },  # _dispatch: MultiCallback guards as the dispatcher does
+    },
     "testing": {"protocol", "types"},
     "instrumentor": ANYTHING,
     "sdk": {"_background", "_exchange", "config"},
@@ -280,7 +281,8 @@ def test_importing_us_is_light() -> None:
         before = set(sys.modules)
         import otel_llm_callback
         new = {name for name in set(sys.modules) - before}
-        heavy = ("openai", "httpx", "httpx2", "opentelemetry.sdk", "opentelemetry.exporter", "rich")
+        heavy = ("openai", "httpx", "httpx2", "pyarrow", "rich", "sqlite3")
+        heavy += ("opentelemetry.sdk", "opentelemetry.exporter")
         print(sorted(name for name in new if name.startswith(tuple(f"{h}." for h in heavy)) or name in heavy))
         print([thread.name for thread in threading.enumerate()])
     """

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from . import _exchange, _faults
+from . import _exchange, _faults, _timers
 from ._dispatch import Counters, running_hook
 from .protocol import HOOKS, Hook, find_hook
 from .types import Content, ErrorContext, Overflow, RequestMetadata, ResponseMetadata, StreamChunk
@@ -171,14 +171,24 @@ class Worker:
 
 def _run(owner: weakref.ref[Worker], events: queue.SimpleQueue[_Event | None], loop: _Loop) -> None:
     """The thread: holds its worker only while there is work, so that a forgotten worker can go."""
+    timers = _timers.own_timers()
+    context = copy_context()  # what is put off is a hook's work: no call of the API in it is told
+    context.run(running_hook.set, True)  # noqa: FBT003
     while True:
-        if (event := events.get()) is None:
+        try:
+            event = events.get(timeout=timers.wait_s())
+        except queue.Empty:
+            context.run(timers.run_due)
+            continue
+        if event is None:
+            context.run(timers.run_all)
             if (worker := owner()) is None:
                 loop.close()
                 return
             if worker._stop():  # noqa: SLF001
                 return
             del worker
+            timers = _timers.own_timers()
             continue
         try:
             event()
@@ -376,10 +386,10 @@ def is_async(hook: Hook) -> bool:
 
 
 def flush(timeout_s: float) -> bool:
-    """Wait until every worker has delivered what is queued now; False if that took longer than *timeout_s*."""
+    """Deliver what is queued and what callbacks hold back now; False if that took longer than *timeout_s*."""
     deadline = time.monotonic() + timeout_s
     flushed = [worker.flush(deadline) for worker in _all_workers()]  # each is asked, also after one that was late
-    return all(flushed)
+    return _timers.flush(deadline) and all(flushed)
 
 
 def _all_workers() -> list[Worker]:
