@@ -14,6 +14,7 @@ from readme_table import settings_table
 import otel_llm_callback
 from otel_llm_callback import config
 from otel_llm_callback.config import ARGUMENTS, SETTINGS, Settings, defaults, load_object, load_settings
+from otel_llm_callback.prices import LibraryPrices, PriceChain
 
 README = Path(__file__).parent.parent / "README.md"
 PREFIX = "OTEL_LLM_CALLBACK_"
@@ -44,6 +45,11 @@ GOOD = {
     "redactor": [(re.escape, "re:escape", re.escape), (os.path.basename, "os:path.basename", os.path.basename)],
     "include_usage": TRUTHS,
     "usage_estimator": [(re.escape, "re:escape", re.escape), (os.path.basename, "os:path.basename", os.path.basename)],
+    "prices": [
+        ("library", "Library", LibraryPrices()),
+        ("re:escape", "re:escape", re.escape),
+        (["re:escape", "library"], "re:escape, library", PriceChain((re.escape, LibraryPrices()))),
+    ],
     "metrics": [("next", "next", "next"), ("BOTH", "Both", "both")],
     "chunk_timing": [("off", "off", "off"), ("all", "ALL", "all")],
     "chunk_events": [(0, "0", 0), (64, "64", 64)],
@@ -70,6 +76,10 @@ BAD = {
     "redactor": (["re:escape", 3], ["re", "re:nothing", "no_such_module:f", "re:purge.nothing", "sys:version"]),
     "include_usage": (["true", 1], ["perhaps"]),
     "usage_estimator": (["re:escape", 3], ["re", "re:nothing", "no_such_module:f", "re:purge.nothing", "sys:version"]),
+    "prices": (
+        [3, {"m": 1}, "free", ["library", 3], "re:nothing", b"library"],
+        ["free", "re:nothing", "sys:version", "no/such/file.json", "library,free"],
+    ),
     "metrics": (["old", 1], ["old"]),
     "chunk_timing": (["on", True], ["on"]),
     "chunk_events": ([-1, 65, True, "1"], ["-1", "65", "x"]),
@@ -118,6 +128,7 @@ def test_defaults():
         "redactor": None,
         "include_usage": False,
         "usage_estimator": None,
+        "prices": None,
         "metrics": "current",
         "chunk_timing": "bounded",
         "chunk_events": 0,
@@ -143,10 +154,13 @@ def test_argument_and_variable_mean_the_same(name, argument, text, value):
 )
 def test_bad_argument_is_refused_with_what_is_allowed(name, argument):
     """The message names the argument, what was given and what may be given."""
-    shown = f"<{type(argument).__name__}>" if name in ("redactor", "usage_estimator") else repr(argument)
+    hidden = name in ("redactor", "usage_estimator") or (name == "prices" and not isinstance(argument, str))
+    shown = f"<{type(argument).__name__}>" if hidden else repr(argument)
     with pytest.raises(ValueError, match="is not allowed") as raised:
         load_settings({name: argument}, {})
-    assert str(raised.value) == f"{name}={shown} is not allowed; allowed: {BY_NAME[name].allowed}"
+    message = f"{name}={shown} is not allowed; allowed: {BY_NAME[name].allowed}"
+    detail = str(raised.value).removeprefix(message)
+    assert re.fullmatch(r"; .*(no price source|cannot be loaded).*" if name == "prices" else "", detail)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +174,8 @@ def test_bad_variable_is_refused_with_what_is_allowed(name, text):
     message = f"{setting.variable}={text!r} is not allowed; allowed: {setting.allowed}"
     assert str(raised.value).startswith(message)
     detail = str(raised.value)[len(message) :]
-    assert re.fullmatch(
-        r"(; '.+' (is not of the form|cannot be loaded).*)?" if name in ("redactor", "usage_estimator") else "", detail
-    )
+    details = r"(; .+ (is not of the form|cannot be loaded|is no price source|cannot be read).*)?"
+    assert re.fullmatch(details if name in ("redactor", "usage_estimator", "prices") else "", detail)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ OWN = {
     "__init__": ANYTHING,
     "types": set(),
     "protocol": {"types"},
-    "config": {"content", "types"},
+    "prices": {"types"},
+    "config": {"content", "prices", "types"},
     "content": {"_faults", "types"},
     "_faults": set(),
     "_sampling": set(),
@@ -51,6 +52,7 @@ OWN = {
         "_readers",
         "_sampling",
         "content",
+        "prices",
         "types",
     },
     "_headers": {"types"},
@@ -62,6 +64,7 @@ OWN = {
         "callbacks",
         "config",
         "content",
+        "prices",
         "protocol",
         "telemetry",
         "types",
@@ -119,12 +122,14 @@ OWN = {
         "_streams",
         "_websockets",
         "content",
+        "prices",
         "types",
     },
     "telemetry": {"_faults", "_jobs", "_messages", "_operations", "_version", "config", "content", "protocol", "types"},
     "callbacks": {
         "_dispatch",  # MultiCallback guards as the dispatcher does
         "content",
+        "prices",
         "protocol",
         "types",
     },
@@ -176,6 +181,7 @@ class Allowed:
 
 
 FOREIGN = {
+    "genai_prices": Allowed(in_function={"prices"}),
     "httpx": Allowed(),
     "httpx2": Allowed(),
     "openai": Allowed({"_openai"}, in_function={"_demo", "_doctor", "cli", "testing"}),
@@ -281,7 +287,7 @@ def test_importing_us_is_light() -> None:
         before = set(sys.modules)
         import otel_llm_callback
         new = {name for name in set(sys.modules) - before}
-        heavy = ("openai", "httpx", "httpx2", "pyarrow", "rich", "sqlite3")
+        heavy = ("openai", "genai_prices", "httpx", "httpx2", "pyarrow", "rich", "sqlite3")
         heavy += ("opentelemetry.sdk", "opentelemetry.exporter")
         print(sorted(name for name in new if name.startswith(tuple(f"{h}." for h in heavy)) or name in heavy))
         print([thread.name for thread in threading.enumerate()])

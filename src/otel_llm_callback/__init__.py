@@ -11,6 +11,7 @@ from ._status import CallbackStatus, Status, status
 from ._version import __version__
 from .callbacks.multi import MultiCallback
 from .instrumentor import OpenAIInstrumentor, aflush, flush, instrument, shutdown, uninstrument
+from .prices import LibraryPrices, PriceTable, Rates
 from .protocol import DeliveryOptions, TelemetryCallback
 from .sdk import configure
 from .telemetry import OpenTelemetryCallback
@@ -31,11 +32,14 @@ __all__ = [
     "DeliveryOptions",
     "ErrorContext",
     "FailedResponseError",
+    "LibraryPrices",
     "MultiCallback",
     "ObservedCall",
     "OpenAIInstrumentor",
     "OpenTelemetryCallback",
+    "PriceTable",
     "RateLimit",
+    "Rates",
     "Registration",
     "RequestMetadata",
     "ResponseMetadata",

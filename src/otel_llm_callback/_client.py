@@ -16,8 +16,7 @@ from . import _background, _faults
 from ._dispatch import Dispatcher, Listener
 from ._registry import REGISTRY, adapter_listener, make_listeners, scoped_worker
 from ._scope import in_order
-from .config import _FUNCTIONS as NULLABLE
-from .config import Settings, load_settings
+from .config import NULLABLE, Settings, load_settings
 from .instrumentor import is_suppressed, make_adapter, make_callback, provider_sources
 from .telemetry import CallerSpan, OpenTelemetryCallback
 
@@ -136,6 +135,7 @@ class _Part:
         latest, seam = self.registrations[-1].settings, self._seam
         seam.redactor, seam.hosts = latest.redactor, latest.providers
         seam.include_usage, seam.estimator = latest.include_usage, latest.usage_estimator
+        seam.prices = latest.prices
 
     def _join(self, registrations: Iterable[ClientRegistration]) -> None:
         for registration in registrations:

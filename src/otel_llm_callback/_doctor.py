@@ -24,7 +24,7 @@ from ._operations import OPERATIONS
 from ._others import Instrumentation, find_installed, find_wrappers
 from ._status import exporters_of, status
 from ._version import __version__
-from .config import _FUNCTIONS, PREFIX, SETTINGS, Setting, load_object, unknown_variables
+from .config import _FUNCTIONS, NULLABLE, PREFIX, SETTINGS, Setting, load_object, unknown_variables
 from .instrumentor import OPENAI_REQUIREMENT
 
 _DISTRIBUTIONS: Final = (
@@ -168,6 +168,10 @@ def _setting(setting: Setting, text: str) -> SettingFound:
         if setting.name in _FUNCTIONS:
             setting.check(_load(text))
             return SettingFound(setting.variable, text)
+        if setting.name == "prices":
+            with _working_directory():
+                setting.check(setting.parse(text))
+            return SettingFound(setting.variable, text)
         value = setting.check(setting.parse(text))
         if setting.name == "callbacks":
             for reference in value:
@@ -181,7 +185,7 @@ def _setting(setting: Setting, text: str) -> SettingFound:
 
 
 def _trouble(setting: Setting) -> str:
-    if setting.name in ("callbacks", *_FUNCTIONS):
+    if setting.name in ("callbacks", *NULLABLE):
         return "cannot be loaded"
     if setting.name == "capture_content":
         return "is not understood and means off"

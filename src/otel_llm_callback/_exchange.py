@@ -25,6 +25,7 @@ from ._operations import Operation
 from ._readers import ResponseFacts
 from ._sampling import Reservoir
 from .content import Payload, Redactor
+from .prices import PriceSource, cost_of
 from .types import (
     ErrorContext,
     FailedResponseError,
@@ -112,6 +113,7 @@ class Exchange:
         "_parse",
         "_parsed",
         "_payload",
+        "_prices",
         "_redactor",
         "_retries",
         "_started",
@@ -143,6 +145,7 @@ class Exchange:
         wrap: Callable[[Any, Exchange], Any],
         redactor: Redactor | None,
         estimate: Estimate | None = None,
+        prices: PriceSource | None = None,
     ) -> None:
         self._once = threading.Lock()  # acquired by whichever end comes first, never released
         self.request = request
@@ -164,6 +167,7 @@ class Exchange:
         self._wrap = wrap
         self._redactor = redactor
         self._estimate = estimate
+        self._prices = prices
         self._parsed: Any = None
         self._headers: Mapping[str, str] | None = None
         self._retries: list[Retry] | None = None
@@ -362,7 +366,7 @@ class Exchange:
         started, headers = self._started, self._headers
         count = self.chunk_count
         streamed = self._fold is not None
-        return ResponseMetadata(
+        metadata = ResponseMetadata(
             request=self.request,
             outcome=outcome,
             ended_ns=self.request.started_ns + ended - started,
@@ -380,6 +384,16 @@ class Exchange:
             usage_source=source,
             **facts,
         )
+        return metadata if self._prices is None else self._priced(self._prices, metadata)
+
+    def _priced(self, prices: PriceSource, metadata: ResponseMetadata) -> ResponseMetadata:
+        """Fill in what the call cost, as far as the program's prices tell."""
+        try:
+            cost = cost_of(prices, metadata)
+        except Exception as error:  # noqa: BLE001 - the prices are the program's
+            _faults.report("price", error, "a call was not priced")
+            return metadata
+        return metadata if cost is None else replace(metadata, cost=cost)
 
     def _estimated(self) -> Usage | None:
         """What the program's own function makes of an answer without usage."""

@@ -314,6 +314,7 @@ def _exchange(
         parse=None,
         wrap=_same_of,
         redactor=REGISTRY.redactor,
+        prices=REGISTRY.prices,
     )
 
 

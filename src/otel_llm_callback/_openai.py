@@ -36,6 +36,7 @@ from ._streams import (
     observe,
 )
 from .content import Estimator, Redactor, json_text
+from .prices import PriceSource
 from .types import RequestMetadata
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Seam:
         active: False once uninstrumented: bound methods that were kept by then call straight through.
         estimator: Makes up for usage that was not reported.
         include_usage: Ask streams for usage where the caller did not.
+        prices: Say what a call cost.
         redactor: For JSON at the level ``redacted``.
         hosts: The user's table of providers by host.
     """
@@ -67,6 +69,7 @@ class Seam:
     active: bool = True
     estimator: Estimator | None = None
     include_usage: bool = False
+    prices: PriceSource | None = None
     redactor: Redactor | None = None
     hosts: Mapping[str, str] = field(default_factory=dict)
     endpoints: dict[tuple[type, int], tuple[object, _Endpoint]] = field(default_factory=dict)
@@ -325,6 +328,7 @@ def _open(
         wrap=_wrap,
         redactor=seam.redactor,
         estimate=None if seam.estimator is None else _estimate(seam.estimator, request.model, body),
+        prices=seam.prices,
     )
 
 

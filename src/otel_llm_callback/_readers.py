@@ -232,6 +232,7 @@ def read_usage(usage: object) -> Usage | None:
     if prompt is None and completion is None:
         return Usage(input_tokens=inputs, output_tokens=outputs, total_tokens=total)
     prompt, completion = all_fields(prompt), all_fields(completion)
+    cached = all_fields(prompt.get("cached_tokens_details"))  # realtime
     return Usage(
         input_tokens=inputs,
         output_tokens=outputs,
@@ -245,4 +246,6 @@ def read_usage(usage: object) -> Usage | None:
         image_output_tokens=count(completion.get("image_tokens")),
         audio_input_tokens=count(prompt.get("audio_tokens")),
         audio_output_tokens=count(completion.get("audio_tokens")),
+        cached_audio_tokens=count(cached.get("audio_tokens")),
+        cached_image_tokens=count(cached.get("image_tokens")),
     )

@@ -14,6 +14,7 @@ from ._scope import Block, Scope
 from .callbacks.multi import MultiCallback
 from .config import Settings, checked, load_settings, logger
 from .content import Redactor
+from .prices import PriceSource
 from .protocol import (
     CONTENT_LEVELS,
     HOOKS,
@@ -142,6 +143,11 @@ class Registry:
     def redactor(self) -> Redactor | None:
         """The redactor in force; None while nothing is instrumented, and what is to be redacted is then withheld."""
         return None if self._settings is None else self._settings.redactor
+
+    @property
+    def prices(self) -> PriceSource | None:
+        """The prices in force; None while nothing is instrumented."""
+        return None if self._settings is None else self._settings.prices
 
     @property
     def adapter(self) -> Listener | None:

@@ -190,6 +190,7 @@ class _Session:
             parse=None,
             wrap=_as_it_is,
             redactor=self._seam.redactor,
+            prices=self._seam.prices,
         )
 
     # --- What the server answers --------------------------------------------------------------------------------------

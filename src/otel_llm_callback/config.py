@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from .content import DEFAULT_LIMIT, CaptureMode, Estimator, Redactor
+from .prices import PriceSource, price_source
 from .types import Content, Delivery, Overflow
 
 logger: Final = logging.getLogger("otel_llm_callback")
@@ -49,6 +50,7 @@ class Settings:
         redactor: Applied to every text that may be content; fails closed.
         include_usage: Have chat and completion streams carry usage; the extra chunk stays hidden from the caller.
         usage_estimator: Makes usage up, marked ``estimated``, of model, request and answer, where none was reported.
+        prices: What calls cost: on spans, on the metric ``gen_ai.usage.cost``, in ``ResponseMetadata.cost``.
         metrics: Which metric names.
         chunk_timing: Which waits between chunks go on the metric.
         chunk_events: How many chunks of a stream become span events.
@@ -74,6 +76,7 @@ class Settings:
     redactor: Redactor | None = None
     include_usage: bool = False
     usage_estimator: Estimator | None = None
+    prices: PriceSource | None = None
     metrics: MetricFamily = "current"
     chunk_timing: ChunkTiming = "bounded"
     chunk_events: int = 0
@@ -147,6 +150,13 @@ def _function(value: Any) -> Any:
     raise ValueError
 
 
+def _prices(value: Any) -> PriceSource | None:
+    try:
+        return price_source(value, load_object)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+
+
 def _hosts(value: Any) -> Mapping[str, str]:
     if isinstance(value, Mapping) and all(
         isinstance(k, str) and isinstance(v, str) and k and v for k, v in value.items()
@@ -217,6 +227,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("redactor", PREFIX + "REDACTOR", "a function; in the environment `module:object`", _function),
     Setting("include_usage", PREFIX + "INCLUDE_USAGE", _TRUTH, _truth, _parse_truth),
     Setting("usage_estimator", PREFIX + "USAGE_ESTIMATOR", "a function; in the environment `module:object`", _function),
+    Setting(
+        "prices",
+        PREFIX + "PRICES",
+        "`library`, the path of a `.json` file, `module:object`, a price source, or several of them, separated by "
+        "commas in the environment",
+        _prices,
+        lambda text: [item.strip() for item in text.split(",") if item.strip()],
+    ),
     Setting("metrics", PREFIX + "METRICS", _names(_FAMILIES), _choice(*_FAMILIES)),
     Setting("chunk_timing", PREFIX + "CHUNK_TIMING", _names(_TIMINGS), _choice(*_TIMINGS)),
     Setting(
@@ -239,6 +257,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 
 _BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
 _FUNCTIONS: Final = ("redactor", "usage_estimator")
+NULLABLE: Final = (*_FUNCTIONS, "prices")
+"""What can be taken back by None, although the environment has it; what is wrong with it needs saying."""
 _PROVIDER_NAMES: Final = ("tracer_provider", "meter_provider", "logger_provider")
 ARGUMENTS: Final = (*_BY_NAME, *_PROVIDER_NAMES)
 
@@ -259,7 +279,7 @@ def load_settings(arguments: Mapping[str, Any] | None = None, environment: Mappi
     values = _from_environment(environment)
     hard_off = is_hard_off(environment)
     for name, value in arguments.items():
-        if value is not None or name in _FUNCTIONS:
+        if value is not None or name in NULLABLE:
             values[name] = checked(name, value)
     if hard_off:
         values.update(capture_content="no_content", error_text=False)
@@ -285,9 +305,10 @@ def checked(name: str, value: Any, *, shown_as: str | None = None) -> Any:
     setting = _BY_NAME[name]
     try:
         return setting.check(value)
-    except ValueError:
+    except ValueError as error:
         given = f"{shown_as or name}={_shown(name, value)}"
-        raise ValueError(f"{given} is not allowed; allowed: {setting.allowed}") from None
+        detail = f"; {error}" if name == "prices" and str(error) else ""
+        raise ValueError(f"{given} is not allowed; allowed: {setting.allowed}{detail}") from None
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -301,7 +322,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             values[setting.name] = setting.check(value)
         except ValueError as error:
             if setting.variable.startswith(PREFIX):
-                detail = f"; {error}" if setting.name in _FUNCTIONS and str(error) else ""
+                detail = f"; {error}" if setting.name in NULLABLE and str(error) else ""
                 raise ValueError(
                     f"{setting.variable}={text!r} is not allowed; allowed: {setting.allowed}{detail}"
                 ) from None
@@ -340,7 +361,8 @@ def _sdk_limits(environment: Mapping[str, str]) -> list[int]:
 
 
 def _shown(name: str, value: Any) -> str:
-    return f"<{type(value).__name__}>" if name in _FUNCTIONS else repr(value)
+    is_plain = name not in NULLABLE or (name == "prices" and isinstance(value, str))
+    return repr(value) if is_plain else f"<{type(value).__name__}>"
 
 
 def load_object(reference: str) -> Any:

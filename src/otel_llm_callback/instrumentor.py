@@ -132,6 +132,7 @@ class _Active:
                 hosts=self.settings.providers,
                 include_usage=self.settings.include_usage,
                 estimator=self.settings.usage_estimator,
+                prices=self.settings.prices,
             )
             self._undo.append(REGISTRY.watch(lambda dispatcher: setattr(seam, "dispatcher", dispatcher)))
             others = find_wrappers()

@@ -154,8 +154,8 @@ class RequestMetadata:
 class Usage:
     """Token counts of one call; a field is None where the API was silent.
 
-    Cached and cache-write tokens are part of the input count, reasoning tokens of the output count, audio tokens of
-    either; none is to be added to the totals.
+    Cached and cache-write tokens are part of the input count, reasoning tokens of the output count, audio and image
+    tokens of either, cached audio of both the cached and the audio count; none is to be added to the totals.
     """
 
     input_tokens: int | None = None
@@ -170,6 +170,8 @@ class Usage:
     image_output_tokens: int | None = None
     audio_input_tokens: int | None = None
     audio_output_tokens: int | None = None
+    cached_audio_tokens: int | None = None
+    cached_image_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +234,7 @@ class ResponseMetadata:
         rate_limit: What the headers said of limits.
         status: Of a response or job the server keeps, such as ``completed``, ``queued`` or ``incomplete``.
         failure: The provider's error code of a result that says it failed; see :class:`FailedResponseError`.
-        cost: In US dollars, if prices are configured and the model has one.
+        cost: In US dollars, if `prices` is set and knows it; an estimate if ``usage_source`` is ``estimated``.
     """
 
     request: RequestMetadata

@@ -32,7 +32,7 @@ def of_request(request: RequestMetadata) -> list[str]:
 def of_response(response: ResponseMetadata) -> list[str]:
     """Say what came back: tokens, time, finish reason, stream, retries, request id."""
     pieces = [] if response.outcome == "completed" else [response.outcome.replace("_", " ")]
-    pieces += [_tokens(response), milliseconds(response.response_time_ms)]
+    pieces += [_tokens(response), *_cost(response), milliseconds(response.response_time_ms)]
     reasons = dict.fromkeys(response.finish_reasons)
     if reasons:
         pieces.append(_name(", ".join(reasons)))
@@ -52,7 +52,7 @@ def of_error(context: ErrorContext) -> list[str]:
         pieces.append(f"status {context.status_code}")
     pieces.append(f"after {milliseconds(context.response_time_ms)}")
     if context.partial is not None:
-        pieces += _stream(context.partial)
+        pieces += [*_stream(context.partial), *_cost(context.partial)]
     pieces += _retries(context.retries) or ["no retries"]
     if context.request_id is not None:
         pieces.append(_name(context.request_id))
@@ -101,6 +101,12 @@ def _tokens(response: ResponseMetadata) -> str:
         return f"tokens {known}" if known else "no usage reported"
     text = plural(response.total_tokens, "token") + (f" ({known})" if known else "")
     return f"about {text}" if response.usage_source == "estimated" else text
+
+
+def _cost(response: ResponseMetadata) -> list[str]:
+    if response.cost is None:
+        return []
+    return [f"{'about ' if response.usage_source == 'estimated' else ''}{response.cost:f} USD"]
 
 
 def _stream(response: ResponseMetadata) -> list[str]:

@@ -234,6 +234,8 @@ def _model_rows(model: str, calls: CallSummary) -> Iterator[tuple[str, str]]:
         parts.append(plural(calls.errors, "error"))
     if calls.total_tokens is not None:
         parts.append(plural(calls.total_tokens, "token"))
+    if calls.cost is not None:
+        parts.append(f"{calls.cost:f} USD")
     yield "Model", _name(model)
     yield "", ", ".join(parts)
 

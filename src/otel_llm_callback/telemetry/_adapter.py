@@ -379,6 +379,8 @@ def _response_attributes(metadata: ResponseMetadata) -> dict[str, Any]:
         attributes[n.FINISH_REASONS] = metadata.finish_reasons
     if metadata.truncated:
         attributes[n.TRUNCATED] = True
+    if metadata.cost is not None:
+        attributes[n.COST] = float(metadata.cost)
     if metadata.usage is not None:
         _add_usage(attributes, metadata)
     elif metadata.outcome == "completed" and should_say_usage(metadata):

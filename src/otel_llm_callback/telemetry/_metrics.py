@@ -56,6 +56,12 @@ class MetricRecorder:
         self._missing = meter.create_counter(
             n.USAGE_MISSING, unit="{call}", description="Calls that ended well and whose tokens are unknown."
         )
+        self._cost = meter.create_histogram(
+            n.USAGE_COST,
+            unit="USD",
+            description="Cost of the operation, where prices are set and known.",
+            explicit_bucket_boundaries_advisory=n.COST_BUCKETS,
+        )
         self._duration = None if self._current is not None else _seconds(meter, n.DURATION, _DURATION_HELP)
         # Each has a table of its own: what a server makes up must not use up the names the program asks for.
         self._requested = BoundedNames(_MODEL_LIMIT)
@@ -104,6 +110,8 @@ class MetricRecorder:
     ) -> None:
         operation = metadata.request.operation
         self._record_duration(operation, attributes, duration_s, context)
+        if metadata.cost is not None:
+            self._cost.record(float(metadata.cost), attributes.tokens, context)
         usage, first = metadata.usage, metadata.time_to_first_chunk_s
         chunk_gaps = metadata.chunk_gaps_s if gaps else ()
         if self._current is not None:

@@ -94,6 +94,7 @@ RETRY_WAIT: Final = "llm_callback.retry.wait"
 REQUEST_ID: Final = "llm_callback.request_id"
 PROCESSING_TIME: Final = "llm_callback.processing_time"
 USAGE_SOURCE: Final = "llm_callback.usage.source"
+COST: Final = "llm_callback.cost"  # US dollars
 
 # Field of RateLimit -> span attribute.
 RATE_LIMIT_FIELDS: Final = (
@@ -127,6 +128,8 @@ DURATION: Final = "gen_ai.client.operation.duration"
 TOKEN_USAGE: Final = "gen_ai.client.token.usage"  # noqa: S105 - a metric name
 FIRST_CHUNK: Final = "gen_ai.client.operation.time_to_first_chunk"
 PER_CHUNK: Final = "gen_ai.client.operation.time_per_output_chunk"
+# Of no convention, but the name that packaged dashboards read (`gen_ai_usage_cost_USD_sum`).
+USAGE_COST: Final = "gen_ai.usage.cost"
 NEXT_DURATION: Final = "gen_ai.client.inference.duration"
 NEXT_FIRST_CHUNK: Final = "gen_ai.client.inference.time_to_first_chunk"
 NEXT_PER_CHUNK: Final = "gen_ai.client.inference.time_per_output_chunk"
@@ -146,6 +149,7 @@ ERROR_STAGE: Final = "llm_callback.stage"
 
 DURATION_BUCKETS: Final = tuple(0.01 * 2**power for power in range(14))
 TOKEN_BUCKETS: Final = tuple(4**power for power in range(14))
+COST_BUCKETS: Final = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # US dollars
 
 # Operations whose answers should say what they used.
 METERED: Final = frozenset(("chat", "text_completion", "generate_content", "embeddings"))
