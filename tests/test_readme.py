@@ -1,4 +1,4 @@
-"""The README's first screen is a program that runs and prints what the README says."""
+"""The README's programs run and print what the README says."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from otel_llm_callback.testing import (
     JsonReply,
@@ -20,9 +22,9 @@ from otel_llm_callback.testing import (
 README = Path(__file__).parent.parent / "README.md"
 
 
-def quickstart() -> tuple[str, str]:
-    """The program and its output, as the README has them."""
-    after = README.read_text(encoding="utf-8").partition("<!-- quickstart -->")[2]
+def shown(marker: str) -> tuple[str, str]:
+    """The program after *marker* and its output, as the README has them."""
+    after = README.read_text(encoding="utf-8").partition(f"<!-- {marker} -->")[2]
     program, output = re.findall(r"```(?:python|text)\n(.*?)```", after, flags=re.DOTALL)[:2]
     return program, output
 
@@ -39,7 +41,7 @@ def reply(request: ReceivedRequest) -> JsonReply | StreamReply | None:
         "total_tokens": 87,
         "prompt_tokens_details": {"cached_tokens": 1},
     }
-    return JsonReply(chat_completion("Goethe", model="tiny-chat", usage=usage))
+    return JsonReply(chat_completion("Goethe", model=request.json["model"], usage=usage))
 
 
 def shape(text: str) -> list[str]:
@@ -51,9 +53,10 @@ def shape(text: str) -> list[str]:
     return [line.strip() for line in text.replace("<clock>", "\n<clock>").splitlines()]
 
 
-def test_first_program_prints_what_the_readme_shows():
-    """The quick start runs as it stands and prints the lines below it, but for times."""
-    program, shown = quickstart()
+@pytest.mark.parametrize("marker", ["quickstart", "cost"])
+def test_program_prints_what_the_readme_shows(marker):
+    """It runs as it stands and prints the lines below it, but for times."""
+    program, output = shown(marker)
     with ScriptedServer(reply) as server:
         environment = {**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "unused", "COLUMNS": "80"}
         done = subprocess.run(
@@ -65,4 +68,4 @@ def test_first_program_prints_what_the_readme_shows():
             timeout=60,
             env=environment,
         )
-    assert (done.returncode, shape(done.stderr + done.stdout)) == (0, shape(shown))
+    assert (done.returncode, shape(done.stderr + done.stdout)) == (0, shape(output))

@@ -384,16 +384,17 @@ class Exchange:
             usage_source=source,
             **facts,
         )
-        return metadata if self._prices is None else self._priced(self._prices, metadata)
+        if self._prices is not None:
+            self._price(self._prices, metadata)
+        return metadata
 
-    def _priced(self, prices: PriceSource, metadata: ResponseMetadata) -> ResponseMetadata:
+    def _price(self, prices: PriceSource, metadata: ResponseMetadata) -> None:
         """Fill in what the call cost, as far as the program's prices tell."""
         try:
-            cost = cost_of(prices, metadata)
+            # Not by `replace`, which takes as long as finding the price: nobody else has seen the facts yet.
+            object.__setattr__(metadata, "cost", cost_of(prices, metadata))
         except Exception as error:  # noqa: BLE001 - the prices are the program's
             _faults.report("price", error, "a call was not priced")
-            return metadata
-        return metadata if cost is None else replace(metadata, cost=cost)
 
     def _estimated(self) -> Usage | None:
         """What the program's own function makes of an answer without usage."""

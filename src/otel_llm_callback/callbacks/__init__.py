@@ -3,7 +3,19 @@
 from ._distribution import Distribution
 from ._summary import CallSummary, SessionSummary
 from .console import ConsoleLogger
+from .cost import BudgetUse, CostSummary, CostTotals, CostTracker
 from .multi import MultiCallback
 from .sessions import SessionAnalytics
 
-__all__ = ["CallSummary", "ConsoleLogger", "Distribution", "MultiCallback", "SessionAnalytics", "SessionSummary"]
+__all__ = [
+    "BudgetUse",
+    "CallSummary",
+    "ConsoleLogger",
+    "CostSummary",
+    "CostTotals",
+    "CostTracker",
+    "Distribution",
+    "MultiCallback",
+    "SessionAnalytics",
+    "SessionSummary",
+]

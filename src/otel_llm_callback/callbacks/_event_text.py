@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ..types import ErrorContext, RequestMetadata, ResponseMetadata, Retry
-from ._text import milliseconds, plural, printable, seconds
+from ._text import dollars, milliseconds, plural, printable, seconds
 
 _NAME_LIMIT: Final = 60
 
@@ -106,7 +106,8 @@ def _tokens(response: ResponseMetadata) -> str:
 def _cost(response: ResponseMetadata) -> list[str]:
     if response.cost is None:
         return []
-    return [f"{'about ' if response.usage_source == 'estimated' else ''}{response.cost:f} USD"]
+    text = dollars(response.cost)
+    return [f"about {text}" if response.usage_source == "estimated" else text]
 
 
 def _stream(response: ResponseMetadata) -> list[str]:

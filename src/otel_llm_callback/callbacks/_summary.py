@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..types import Outcome
 from ._distribution import Distribution
-from ._text import milliseconds, plural, printable, seconds
+from ._text import dollars, milliseconds, plural, printable, seconds
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -188,7 +188,7 @@ class SessionSummary(CallSummary):
             wait = f"{plural(self.retries, 'retry', 'retries')} in {plural(self.retried_calls, 'call')}"
             yield "Retries", f"{wait}, {seconds(self.retry_wait_s)} of waiting"
         if self.cost is not None:
-            yield "Cost", f"{self.cost:f} USD for {plural(self.priced_calls, 'call')}"
+            yield "Cost", f"{dollars(self.cost)} for {plural(self.priced_calls, 'call')}"
         if len(self.models) > 1:
             for model, calls in self.models.items():
                 yield from _model_rows(model, calls)
@@ -235,7 +235,7 @@ def _model_rows(model: str, calls: CallSummary) -> Iterator[tuple[str, str]]:
     if calls.total_tokens is not None:
         parts.append(plural(calls.total_tokens, "token"))
     if calls.cost is not None:
-        parts.append(f"{calls.cost:f} USD")
+        parts.append(dollars(calls.cost))
     yield "Model", _name(model)
     yield "", ", ".join(parts)
 

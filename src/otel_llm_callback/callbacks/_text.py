@@ -7,6 +7,7 @@ or text direction marks that hide a part of it included. Everything from outside
 from __future__ import annotations
 
 import unicodedata
+from decimal import Decimal
 from typing import Final
 
 _HARMLESS_FORMAT_CHARACTERS: Final = frozenset("\u200c\u200d")  # joiners: scripts and emoji need them
@@ -55,3 +56,9 @@ def seconds(value_s: float) -> str:
 def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
     """Return such as ``1 retry`` or ``1,200 chunks``."""
     return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
+
+
+def dollars(amount: Decimal) -> str:
+    """Return such as ``0.0042 USD``: exact, without an exponent and without zeros at the end."""
+    text = f"{amount:f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} USD"
