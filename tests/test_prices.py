@@ -14,6 +14,7 @@ import sys
 from dataclasses import fields, replace
 from datetime import date, datetime, timezone
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -349,6 +350,21 @@ def test_a_wrong_rate_in_a_file_names_file_model_and_rate(tmp_path):
     assert str(raised.value) == f"{path}: 'm': output is -2; it must be a number that is not negative"
 
 
+DOCS = Path(__file__).parent.parent / "docs" / "cost.md"
+
+
+def test_the_documented_table_is_one_and_every_rate_is_documented(tmp_path):
+    text = DOCS.read_text(encoding="utf-8")
+    path = tmp_path / "prices.json"
+    path.write_text(text.partition("```json\n")[2].partition("```")[0])
+    table = PriceTable.from_file(path)
+    assert table(told("my-own-server")) == 0
+    assert table(told("my-model", tier="priority")) == Decimal("0.00104")  # 1000 x 0.80 + 100 x 2.40
+    rows = text.partition("| Rate |")[2].partition("\n\n")[0]
+    documented = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| ([^|]+) \|", rows, re.MULTILINE)))
+    assert {*documented, "per_call"} == {field.name for field in fields(Rates)}
+
+
 # --- The library ------------------------------------------------------------------------------------------------------
 
 AT = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)
@@ -446,6 +462,7 @@ def test_library_tiers_differ_from_the_standard(library, tier):
         library_told("gpt-4o", usage(10, 5), tier="flex"),  # no such tier for this model
         library_told("gpt-4o", usage(10, 5), tier="priority", provider="azure.ai.openai"),  # another provider's tier
         library_told("gpt-4o", usage(10)),
+        library_told("gemini-2.5-pro", usage(None, 10), provider="gcp.gemini"),  # the rate depends on the input
         library_told("gpt-4o", None),
         library_told("gpt-4o-audio-preview", usage(100, 5, audio_input_tokens=90)),  # the library knows text rates only
         library_told("whisper-1", usage(10, 5)),  # priced by the hour
@@ -470,6 +487,21 @@ def test_library_remembers_a_bounded_number_of_models(library):
     for number in range(3000):
         library(library_told(f"made-up-{number}", usage(1, 1)))
     assert len(library._known) <= 1024
+
+
+def test_library_prices_are_equal_and_name_their_release(library):
+    """Two of them are one and the same source; the release says how old the prices are."""
+    import genai_prices
+
+    assert {library, LibraryPrices()} == {library}
+    assert repr(library) == f"<LibraryPrices of genai-prices {genai_prices.__version__}>"
+
+
+def test_precision_of_the_program_does_not_round_what_the_library_says(library):
+    metadata = library_told("sonar", usage(123_457, 9), provider="perplexity")
+    exact = library(metadata)
+    with decimal.localcontext(decimal.Context(prec=2, traps=[decimal.Inexact])):
+        assert library(metadata) == exact
 
 
 def test_library_uses_no_network():

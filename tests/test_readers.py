@@ -258,6 +258,7 @@ CHAT_USAGE = {
         "text_tokens": 70,
         "image_tokens": 25,
         "audio_tokens": 5,
+        "cached_tokens_details": {"text_tokens": 30, "image_tokens": 7, "audio_tokens": 3},
     },
     "completion_tokens_details": {"reasoning_tokens": 30, "text_tokens": 45, "image_tokens": 2, "audio_tokens": 3},
 }
@@ -274,6 +275,8 @@ EVERYTHING = Usage(
     image_output_tokens=2,
     audio_input_tokens=5,
     audio_output_tokens=3,
+    cached_audio_tokens=3,
+    cached_image_tokens=7,
 )
 
 

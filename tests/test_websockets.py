@@ -13,13 +13,15 @@ import json
 import socket
 import threading
 import weakref
+from decimal import Decimal
 from types import SimpleNamespace
 
 import openai
 import pytest
 
 import otel_llm_callback
-from otel_llm_callback import instrument, suppress, uninstrument
+from otel_llm_callback import PriceTable, instrument, suppress, uninstrument
+from otel_llm_callback.callbacks import CostTracker
 from otel_llm_callback.testing import RecordingCallback
 
 sync_server = pytest.importorskip("websockets.sync.server")
@@ -563,3 +565,18 @@ async def test_odd_events_reach_the_program_and_harm_nothing(sockets, instrument
         ("request_sent", "response_received", "completed")
     ]
     assert all(call[1].count("response_received") + call[1].count("error") == 1 for call in calls)
+
+
+@both_apis
+async def test_each_response_of_a_session_is_priced(sockets, telemetry, recorder, api):
+    """The session itself costs nothing, and nothing of it is missing."""
+    sockets.script = [spoken(api, 1), spoken(api, 2)]
+    rates = {"input": 2, "output": 8}
+    tracker = CostTracker(prices=None)
+    prices = PriceTable({"rt": rates, "gpt": rates, "gpt-1": rates})
+    instrument(recorder, tracker, delivery="inline", prices=prices, tracer_provider=telemetry.tracer_provider)
+    await session(sockets, api, is_async=False, answers=2)
+    cost = Decimal("0.000054")  # 7 x 2 + 5 x 8
+    assert [response.cost for response in recorder.responses if response.usage is not None] == [cost, cost]
+    total = tracker.summary()
+    assert (total.cost, total.priced_calls, total.calls_without_usage) == (2 * cost, 2, 0)

@@ -236,9 +236,6 @@ class PriceTable:
             rates = model.standard if tier is None else None
         return None if rates is None else rates.cost(metadata.usage)
 
-    def __hash__(self) -> int:
-        return hash((self.version, *self.models))
-
 
 def _tier(metadata: ResponseMetadata) -> str | None:
     """The tier the call was served in; None for the standard one."""
@@ -374,19 +371,25 @@ class LibraryPrices:
         return found
 
     def _find(self, provider: str, model: str, tier: str | None, started_ns: int) -> Any:
-        wanted = {} if tier is None else {"processing": "batch"} if tier == "batch" else {"service_tier": tier}
         at = datetime.fromtimestamp(started_ns / 1e9, tz=timezone.utc)
         try:
-            found = self._look_up(
-                self._nothing, model, provider_id=provider, genai_request_timestamp=at, price_context=wanted
-            )
+            found = self._ask(provider, model, at)
+            if tier is not None:
+                wanted = {"processing": "batch"} if tier == "batch" else {"service_tier": tier}
+                # Asked first: for a tier it has no price for, the library takes the standard one, some releases aloud.
+                found = self._ask(provider, model, at, wanted) if _has_variant(found, wanted, at) else None
         except (LookupError, ValueError):  # unknown, or prices that the library itself finds inconsistent
             return None
-        return found.model_price if not wanted or _has_variant(found, wanted, at) else None
+        return None if found is None else found.model_price
+
+    def _ask(self, provider: str, model: str, at: datetime, context: Mapping[str, str] | None = None) -> Any:
+        return self._look_up(
+            self._nothing, model, provider_id=provider, genai_request_timestamp=at, price_context=context
+        )
 
 
 def _has_variant(found: Any, wanted: Mapping[str, str], at: datetime) -> bool:
-    """True if the library applied a price of its own for *wanted*; where it has none it falls back to the standard."""
+    """True if the library has a price of its own for *wanted*."""
     own = any(model is found.model for model in found.provider.models)
     return own and any(
         variant.when == wanted and (variant.constraint is None or variant.constraint.active(at))
@@ -401,7 +404,7 @@ def _library_rates(price: Any, input_tokens: int | None) -> Rates | None:
         if value is None or name in _LEFT_OUT:
             continue
         if name == _PER_CALL:
-            rates["per_call"] = value.scaleb(-3)
+            rates["per_call"] = EXACT.scaleb(value, -3)
         elif (ours := _LIBRARY_RATES.get(name)) is not None:
             rate = value if isinstance(value, Decimal) else _in_band(value, input_tokens)
             if rate is None:

@@ -6,6 +6,7 @@ import builtins
 import io
 import re
 import threading
+from decimal import Decimal
 
 import pytest
 from rich.cells import cell_len
@@ -74,6 +75,22 @@ def test_a_call_is_shown_with_its_figures(file):
         "HH:MM:SS #1   response  64 tokens (41 in, 23 out, 12 cached) · 412 ms · stop",
         "                        1 retry (429; waited 50 ms) · req-1",
         "                        so far 1 request, 1 response, 64 tokens",
+    ]
+
+
+def test_cost_is_shown_where_it_is_known_and_as_an_estimate_where_it_is_one(file):
+    logger = ConsoleLogger(file)
+    for usage_source in ("reported", "estimated"):
+        request = make_request()
+        logger.on_request_sent(request, "")
+        answer = make_response(request=request, cost=Decimal("0.00004200"), usage_source=usage_source)
+        logger.on_response_received(answer, "")
+    partial = make_response(request=request, cost=Decimal(2), chunk_count=1)
+    logger.on_error(ValueError(), make_error_context(request=request, partial=partial))
+    assert [line[24:] for line in lines(file) if "USD" in line] == [
+        "15 tokens (10 in, 5 out) · 0.000042 USD · 100 ms · stop",
+        "about 15 tokens (10 in, 5 out) · about 0.000042 USD",
+        "after 100 ms · 1 chunk · 2 USD · no retries · req-1",
     ]
 
 

@@ -158,6 +158,14 @@ def test_on_budget_may_ask_the_tracker():
     assert said == ["Cost summary\n  Cost    1 USD for 1 call\n  Budget  100.0% of 1 USD"]
 
 
+def test_a_budget_needs_nobody_to_be_told():
+    """The summary shows how much of it is used."""
+    tracker = CostTracker(TABLE, budget=1)
+    tell(tracker)
+    tell(tracker)
+    assert "Budget  200.0% of 1 USD" in str(tracker)
+
+
 def test_reset_starts_the_budget_over():
     told = []
     tracker = CostTracker(TABLE, budget=1, shares=[1], on_budget=told.append)
@@ -215,6 +223,11 @@ def test_the_order_of_calls_does_not_matter(told, random_source):
 def test_totals_can_be_added(told, at):
     """Those of several processes, for instance."""
     assert summary_of(told[:at]) + summary_of(told[at:]) == summary_of(told)
+
+
+def test_totals_of_another_kind_cannot_be_added():
+    with pytest.raises(TypeError):
+        CostSummary() + CostTotals()
 
 
 @given(calls)

@@ -327,6 +327,18 @@ def test_the_final_summary_says_what_is_unusual(analytics):
         assert line in shown.splitlines()
 
 
+def test_the_final_summary_has_the_cost_of_each_model(analytics):
+    respond(analytics, make_request(model="a"), cost=Decimal("0.50"))
+    respond(analytics, make_request(model="b"))
+    shown = str(analytics).splitlines()
+    assert [line.strip() for line in shown if "USD" in line or "Model" in line] == [
+        "Cost                 0.5 USD for 1 call",
+        "Model                a",
+        "1 request, 15 tokens, 0.5 USD",
+        "Model                b",
+    ]
+
+
 def test_the_final_summary_is_safe_for_a_terminal(analytics):
     hostile = "\x1b]0;title\x07\n\u202e"
     respond(analytics, make_request(model=hostile, session_id=hostile))

@@ -77,6 +77,7 @@ WRONG = {
     CAPTURE_VARIABLE: SECRET,
     "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN": SECRET,
     "OTEL_LLM_CALLBACK_REDACTOR": SECRET,
+    "OTEL_LLM_CALLBACK_PRICES": SECRET,
     "OTEL_LLM_CALLBACK_METRICS": SECRET,
     "OTEL_LLM_CALLBACK_COLOUR": SECRET,
 }
@@ -86,9 +87,15 @@ PROBLEMS = {
     CAPTURE_VARIABLE: f"is not understood and means off; allowed: {ALLOWED['capture_content']}",
     "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN": f"is not understood and ignored; allowed: {ALLOWED['exceptions']}",
     "OTEL_LLM_CALLBACK_REDACTOR": f"cannot be loaded; allowed: {ALLOWED['redactor']}",
+    "OTEL_LLM_CALLBACK_PRICES": f"cannot be loaded; allowed: {ALLOWED['prices']}",
     "OTEL_LLM_CALLBACK_METRICS": "is not understood; allowed: `current`, `next`, `both`",
     "OTEL_LLM_CALLBACK_COLOUR": "is no setting; the README lists them",
 }
+
+
+def test_prices_are_shown_as_they_were_asked_for():
+    report = examine({"OTEL_LLM_CALLBACK_PRICES": "library"})
+    assert report.settings == (SettingFound("OTEL_LLM_CALLBACK_PRICES", "library"),)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)])

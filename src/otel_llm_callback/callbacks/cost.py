@@ -23,7 +23,9 @@ __all__ = ["BudgetUse", "CostSummary", "CostTotals", "CostTracker"]
 Scope: TypeAlias = Literal["process", "session", "user"]
 
 # Calls that run no model, or whose tokens another call counts: without usage they are nothing that is missing.
-_COSTLESS: Final = frozenset(("cancel_response", "count_tokens", "fetch_response", "moderation"))
+_COSTLESS: Final = frozenset(
+    ("cancel_response", "count_tokens", "fetch_response", "moderation", "realtime_session", "responses_session")
+)
 _PENDING: Final = frozenset(("queued", "in_progress"))
 
 
