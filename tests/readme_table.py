@@ -1,7 +1,8 @@
 """The README's tables: of settings, made from `config.SETTINGS` and the docstring of `Settings`, and of coverage.
 
 `python tests/readme_table.py` prints what belongs between `<!-- settings -->` and `<!-- /settings -->`, and
-`python tests/readme_table.py coverage` what belongs between `<!-- coverage -->` and `<!-- /coverage -->`.
+`python tests/readme_table.py coverage` what belongs between `<!-- coverage -->` and `<!-- /coverage -->`. With
+`columns` it prints the table of docs/analytics.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 
 from otel_llm_callback._media import NO_CONTENT
 from otel_llm_callback._operations import OPERATIONS, Operation
+from otel_llm_callback.callbacks._rows import COLUMNS
 from otel_llm_callback.config import SETTINGS, Settings, defaults
 
 HEAD = ("Argument", "Variable", "Allowed", "Default", "What")
@@ -59,6 +61,13 @@ def _coverage_row(route: str, row: Operation) -> tuple[str, ...]:
     )
 
 
+def columns_table() -> str:
+    """Return the table of the columns that analytics sinks write, as `settings_table` does."""
+    kinds = {"json": "text"}
+    rows = [(f"`{column.name}`", kinds.get(column.kind, column.kind), column.meaning) for column in COLUMNS]
+    return _table(("Column", "Type", "What"), rows)
+
+
 def settings_table() -> str:
     """Return the table as Markdown, without the markers and without a newline at its end."""
     meanings, presets = _meanings(), defaults()
@@ -93,4 +102,5 @@ def _shown(preset: object) -> str:
 
 
 if __name__ == "__main__":
-    print(coverage_table() if "coverage" in sys.argv else settings_table())
+    tables = {"columns": columns_table, "coverage": coverage_table}
+    print(tables.get(sys.argv[-1], settings_table)())

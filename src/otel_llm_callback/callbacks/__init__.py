@@ -5,7 +5,9 @@ from ._summary import CallSummary, SessionSummary
 from .console import ConsoleLogger
 from .cost import BudgetUse, CostSummary, CostTotals, CostTracker
 from .multi import MultiCallback
+from .parquet import ParquetSink
 from .sessions import SessionAnalytics
+from .sqlite import SqliteSink
 
 __all__ = [
     "BudgetUse",
@@ -16,6 +18,8 @@ __all__ = [
     "CostTracker",
     "Distribution",
     "MultiCallback",
+    "ParquetSink",
     "SessionAnalytics",
     "SessionSummary",
+    "SqliteSink",
 ]

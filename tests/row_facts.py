@@ -1,0 +1,123 @@
+"""A call whose every fact is known, and the row it makes: shared by the tests of the sinks."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from otel_llm_callback import Retry, Usage
+from otel_llm_callback.testing import make_request, make_response
+
+STARTED_NS = 1_790_000_000_123_456_789  # 2026-09-21T14:13:20.123456789Z
+
+REQUEST = make_request(
+    call_id="call-full",
+    started_ns=STARTED_NS,
+    stream=True,
+    session_id="s-1",
+    user_id="bob",
+    attributes={"plan": "pro", "seats": 3, "tags": ("a", "b")},
+    conversation_id="conv-1",
+    previous_response_id="resp-0",
+    temperature=0.5,
+    top_p=0.9,
+    max_tokens=64,
+    trace_id="0af7651916cd43dd8448eb211c80319c",
+    span_id="b7ad6b7169203331",
+)
+RESPONSE = make_response(
+    request=REQUEST,
+    response_time_ms=1500.0,
+    id="resp-1",
+    model="gpt-4o-mini-2024-07-18",
+    usage=Usage(
+        input_tokens=100,
+        output_tokens=20,
+        total_tokens=120,
+        cached_tokens=64,
+        cache_write_tokens=8,
+        reasoning_tokens=5,
+        text_input_tokens=90,
+        text_output_tokens=15,
+        image_input_tokens=6,
+        image_output_tokens=1,
+        audio_input_tokens=4,
+        audio_output_tokens=2,
+    ),
+    time_to_first_chunk_s=0.25,
+    time_to_first_output_s=0.5,
+    chunk_count=7,
+    longest_gap_s=0.125,
+    retries=(Retry(at_ns=STARTED_NS, delay_s=0.5, error="HTTPStatusError", status_code=429),),
+    processing_ms=310.0,
+    service_tier="default",
+    status="completed",
+    cost=Decimal("0.00000123456789"),
+)
+
+FULL_ROW = {
+    "call_id": "call-full",
+    "started_at": "2026-09-21T14:13:20.123456Z",
+    "ended_at": "2026-09-21T14:13:21.623456Z",
+    "operation": "chat",
+    "api": "chat_completions",
+    "provider": "openai",
+    "server_address": "api.openai.com",
+    "server_port": 443,
+    "request_model": "gpt-4o-mini",
+    "response_model": "gpt-4o-mini-2024-07-18",
+    "stream": 1,
+    "session_id": "s-1",
+    "user_id": "bob",
+    "attributes": '{"plan":"pro","seats":3,"tags":["a","b"]}',
+    "outcome": "completed",
+    "error_type": None,
+    "truncated": 0,
+    "finish_reason": "stop",
+    "input_tokens": 100,
+    "output_tokens": 20,
+    "total_tokens": 120,
+    "cached_tokens": 64,
+    "cache_write_tokens": 8,
+    "reasoning_tokens": 5,
+    "text_input_tokens": 90,
+    "text_output_tokens": 15,
+    "image_input_tokens": 6,
+    "image_output_tokens": 1,
+    "audio_input_tokens": 4,
+    "audio_output_tokens": 2,
+    "usage_source": "reported",
+    "cost_usd": "0.00000123456789",
+    "cost_usd_float": 1.23456789e-06,
+    "response_time_ms": 1500.0,
+    "retry_wait_ms": 500.0,
+    "retry_count": 1,
+    "first_chunk_ms": 250.0,
+    "first_output_ms": 500.0,
+    "longest_gap_ms": 125.0,
+    "chunk_count": 7,
+    "status_code": 200,
+    "request_id": "req-1",
+    "response_id": "resp-1",
+    "processing_ms": 310.0,
+    "service_tier": "default",
+    "status": "completed",
+    "failure": None,
+    "conversation_id": "conv-1",
+    "previous_response_id": "resp-0",
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "max_tokens": 64,
+    "trace_id": "0af7651916cd43dd8448eb211c80319c",
+    "span_id": "b7ad6b7169203331",
+}
+
+HARD_FACTS = {
+    "model": "\ud800" * 3,
+    "max_tokens": 2**70,
+    "temperature": float("nan"),
+    "top_p": float("inf"),
+    "user_id": "x" * 10_000,
+    "session_id": "nul\0inside",
+    "attributes": {"half": "\udcff", "nan": float("nan"), "long": "y" * 10_000},
+}
+"""What no database column or JSON text takes as it is."""

@@ -1,0 +1,47 @@
+"""The README's programs for a use case run as they stand and print what the README says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from otel_llm_callback.testing import JsonReply, ScriptedServer, StreamReply, chat_chunks, chat_completion
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+
+
+def program_and_output(name):
+    """The program below the marker, and what it printed."""
+    after = README.partition(f"<!-- {name} -->")[2]
+    return re.findall(r"```(?:python|text)\n(.*?)```", after, flags=re.DOTALL)[:2]
+
+
+def reply(request):
+    """Answer as the server behind the README's output did: usage only where it was asked for."""
+    asked = request.json
+    if not asked.get("stream"):
+        return JsonReply(chat_completion("Goethe", model="tiny-chat", usage=(16, 71)))
+    usage = (16, 71) if asked.get("stream_options", {}).get("include_usage") else None
+    return StreamReply(chat_chunks(["Goethe"], model="tiny-chat", usage=usage), delay_s=0.01)
+
+
+@pytest.mark.parametrize("name", ["analytics"])
+def test_a_program_of_the_readme_prints_what_it_shows(name, tmp_path):
+    program, shown = program_and_output(name)
+    with ScriptedServer(reply) as server:
+        done = subprocess.run(
+            [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+            cwd=tmp_path,
+            env={**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "unused"},
+            check=False,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", shown)
