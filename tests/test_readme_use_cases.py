@@ -30,7 +30,7 @@ def reply(request):
     return StreamReply(chat_chunks(["Goethe"], model="tiny-chat", usage=usage), delay_s=0.01)
 
 
-@pytest.mark.parametrize("name", ["analytics"])
+@pytest.mark.parametrize("name", ["dashboard", "analytics"])
 def test_a_program_of_the_readme_prints_what_it_shows(name, tmp_path):
     program, shown = program_and_output(name)
     with ScriptedServer(reply) as server:
