@@ -424,12 +424,14 @@ def drain_at_exit(timeout_s: float) -> Callable[[], None]:
     _exit_timeout_s = timeout_s
     atexit.unregister(_drain)
     atexit.register(_drain)
+    _timers.see_to_exit(seen_to=True)
     return _forget_exit
 
 
 def _forget_exit() -> None:
     if not any(worker.is_running for worker in _all_workers()):
         atexit.unregister(_drain)
+        _timers.see_to_exit(seen_to=False)
 
 
 def _drain() -> None:

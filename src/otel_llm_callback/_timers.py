@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from . import _faults
 
 _EXIT_S: Final = 1.0
-"""Seconds at exit, beside those of the queues: for a program that uses callbacks without ``instrument()``."""
+"""Seconds at exit where nobody else sees to it: a program that uses callbacks without ``instrument()``."""
 
 
 class Flushable(Protocol):
@@ -72,6 +72,7 @@ class _Thread(threading.local):
 _thread: Final = _Thread()
 _flushables: Final[weakref.WeakSet[Flushable]] = weakref.WeakSet()
 _flushables_lock = threading.Lock()
+_exit_is_seen_to = False
 
 
 def own_timers() -> Timers:
@@ -114,8 +115,15 @@ def flush(deadline: float) -> bool:
     return all(flushed)
 
 
+def see_to_exit(*, seen_to: bool) -> None:
+    """Say whether somebody else flushes at exit, so that it is not waited for twice."""
+    global _exit_is_seen_to  # noqa: PLW0603
+    _exit_is_seen_to = seen_to
+
+
 def _flush_at_exit() -> None:
-    flush(time.monotonic() + _EXIT_S)
+    if not _exit_is_seen_to:
+        flush(time.monotonic() + _EXIT_S)
 
 
 def _after_fork() -> None:
