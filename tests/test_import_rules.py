@@ -128,8 +128,9 @@ OWN = {
     "telemetry": {"_faults", "_jobs", "_messages", "_operations", "_version", "config", "content", "protocol", "types"},
     "callbacks": {
         "_dispatch",  # MultiCallback guards as the dispatcher does
-        "_faults",  # a sink's batch that could not be written is no hook's failure
+        "_faults",  # a sink's batch or an audit log's head that could not be written is no hook's failure
         "_timers",
+        "_version",  # an audit log says what wrote it
         "content",
         "prices",
         "protocol",

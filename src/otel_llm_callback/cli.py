@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -11,6 +13,8 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _Subcommands: TypeAlias = "_SubParsersAction[argparse.ArgumentParser]"
+
+_CANNOT_TELL: Final = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for add in _SUBCOMMANDS:
         add(subcommands)
     arguments = parser.parse_args(argv)
-    return int(arguments.run(arguments))
+    try:
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would flush and fail once more
+        return 1
+    return code
 
 
 def _add_demo(subcommands: _Subcommands) -> None:
@@ -70,7 +80,41 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 1 if report.problems else 0
 
 
-_SUBCOMMANDS: Final[tuple[Callable[[_Subcommands], None], ...]] = (_add_demo, _add_doctor)
+def _add_audit(subcommands: _Subcommands) -> None:
+    audit = subcommands.add_parser("audit", help="check audit logs", description="Work with the files of AuditLog.")
+    parser = audit.add_subparsers(metavar="COMMAND", required=True).add_parser(
+        "verify",
+        help="find lines that were changed, removed, inserted or moved",
+        description="Find lines of audit logs that were changed, removed, inserted or moved, and say what cannot be "
+        "told. Exit code 0 if nothing is wrong, 1 if something is, 2 if that could not be found out.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="all files of the chains to check, in any order")
+    parser.add_argument("--key-file", metavar="FILE", help="the file with the key of the chain")
+    parser.add_argument("--key-variable", metavar="NAME", help="the environment variable with the key of the chain")
+    parser.add_argument(
+        "--head", action="extend", nargs="+", default=[], metavar="FILE", help="the heads that are kept elsewhere"
+    )
+    parser.add_argument("--partial", action="store_true", help="accept that the first files of a chain are not given")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_audit_verify)
+
+
+def _audit_verify(arguments: argparse.Namespace) -> int:
+    from .callbacks import verify_audit
+    from .callbacks._audit_chain import load_key
+    from .callbacks._text import printable
+
+    try:
+        key = load_key(key_file=arguments.key_file, key_variable=arguments.key_variable)
+        report = verify_audit(*arguments.files, key=key, heads=arguments.head, partial=arguments.partial)
+    except (OSError, ValueError) as error:
+        print(f"cannot verify: {printable(str(error))}", file=sys.stderr)
+        return _CANNOT_TELL
+    print(json.dumps(report.as_json(), indent=2) if arguments.json else report)
+    return 0 if report.ok else 1
+
+
+_SUBCOMMANDS: Final[tuple[Callable[[_Subcommands], None], ...]] = (_add_demo, _add_doctor, _add_audit)
 
 if __name__ == "__main__":
     raise SystemExit(main())

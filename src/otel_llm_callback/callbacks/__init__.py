@@ -1,7 +1,9 @@
 """Callbacks that are ready to use. They read only the facts they are told; none imports ``openai`` or OpenTelemetry."""
 
+from ._audit_verify import AuditReport, verify_audit
 from ._distribution import Distribution
 from ._summary import CallSummary, SessionSummary
+from .audit import AuditLog, AuditState
 from .console import ConsoleLogger
 from .cost import BudgetUse, CostSummary, CostTotals, CostTracker
 from .multi import MultiCallback
@@ -10,6 +12,9 @@ from .sessions import SessionAnalytics
 from .sqlite import SqliteSink
 
 __all__ = [
+    "AuditLog",
+    "AuditReport",
+    "AuditState",
     "BudgetUse",
     "CallSummary",
     "ConsoleLogger",
@@ -22,4 +27,5 @@ __all__ = [
     "SessionAnalytics",
     "SessionSummary",
     "SqliteSink",
+    "verify_audit",
 ]
