@@ -109,6 +109,31 @@ async def test_hook_that_raises_harms_nobody_async(delivery, server, aclient, re
 
 
 @both_deliveries
+def test_log_handler_that_raises_harms_nobody(delivery, server, client, recorder, instrumented, expected_logs):
+    """What we say of a failed hook goes to the program's handlers; the caller and the next events do not notice."""
+
+    class Broken(logging.Handler):
+        def emit(self, record):
+            raise OSError
+
+    class Failing:
+        def on_request_sent(self, metadata, request_json):
+            raise ValueError
+
+    server.reply = answer
+    otel_llm_callback.register(Failing(), delivery=delivery)
+    logger = logging.getLogger("otel_llm_callback")
+    logger.addHandler(broken := Broken())
+    try:
+        use(client)
+        assert otel_llm_callback.flush(10)
+    finally:
+        logger.removeHandler(broken)
+    assert told(recorder) == USED
+    assert [callback.failed for callback in otel_llm_callback.status().callbacks] == [0, 3]
+
+
+@both_deliveries
 def test_failing_hook_is_logged_once_and_without_content(delivery, server, client, instrumented, caplog, expected_logs):
     """The first failure is an error with the frames it came through, later ones are for debugging only."""
     caplog.set_level(logging.DEBUG, "otel_llm_callback")

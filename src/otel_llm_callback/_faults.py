@@ -6,6 +6,7 @@ ones at DEBUG; all are counted and shown by ``status()``. Exception texts are le
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import traceback
 from typing import Final
@@ -32,7 +33,8 @@ def log_failure(error: BaseException, what: str, *, first: bool) -> None:
     level = logging.ERROR if first else logging.DEBUG
     if logger.isEnabledFor(level):
         frames = "".join(traceback.format_tb(error.__traceback__))
-        logger.log(level, "%s: %s; the call is unaffected\n%s", what, type(error).__name__, frames)
+        with contextlib.suppress(Exception):  # a handler may raise, the one that just failed us included
+            logger.log(level, "%s: %s; the call is unaffected\n%s", what, type(error).__name__, frames)
 
 
 def counts() -> dict[str, int]:
