@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from otel_llm_callback.testing import (
     StreamReply,
     chat_chunks,
     chat_completion,
+    error_body,
 )
 
 README = Path(__file__).parent.parent / "README.md"
@@ -33,6 +35,8 @@ def reply(request: ReceivedRequest) -> JsonReply | StreamReply | None:
     """Answer as the server behind the README's output did: usage only where it was asked for."""
     if request.path != "/chat/completions":
         return None
+    if request.json["model"] == "no-such-model":
+        return JsonReply(error_body("There is no such model."), status=404)
     if request.json.get("stream"):
         return StreamReply(chat_chunks(["Goethe"], model="tiny-chat"))
     usage = {
@@ -46,19 +50,29 @@ def reply(request: ReceivedRequest) -> JsonReply | StreamReply | None:
 
 def shape(text: str) -> list[str]:
     """The text with what differs from run to run taken out: times, chunk counts, request ids, line breaks."""
-    text = re.sub(r"\d\d:\d\d:\d\d", "<clock>", text)
+    text = re.sub(r'"time":"[^"]+"', "<clock>", re.sub(r"\d\d:\d\d:\d\d\b", "<clock>", text))
+    text = re.sub(r'"(call_id|request_id|duration_ms|processing_ms|server_port)":("\w+"|[\d.]+)', r'"\1":<any>', text)
     text = re.sub(r"\d+(\.\d+)? (ms|s)\b", "<time>", text)
     text = re.sub(r"\d+ chunks", "<n> chunks", text)
     text = re.sub(r"( ·)? req_\w+", "", re.sub(r"\s+", " ", text))
     return [line.strip() for line in text.replace("<clock>", "\n<clock>").splitlines()]
 
 
-@pytest.mark.parametrize("marker", ["quickstart", "cost"])
-def test_program_prints_what_the_readme_shows(marker):
-    """It runs as it stands and prints the lines below it, but for times."""
+@pytest.mark.parametrize("marker", ["quickstart", "cost", "monitoring"])
+def test_program_prints_what_the_readme_shows(marker, tmp_path):
+    """It runs as it stands and prints the lines below it, but for times and ids."""
     program, output = shown(marker)
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
     with ScriptedServer(reply) as server:
-        environment = {**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "unused", "COLUMNS": "80"}
+        environment = {
+            **os.environ,
+            "OPENAI_BASE_URL": server.url,
+            "OPENAI_API_KEY": "unused",
+            "COLUMNS": "80",
+            "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
+            "SENTRY_DSN": "https://key@sentry.invalid/1",
+        }
         done = subprocess.run(
             [sys.executable, "-X", "dev", "-W", "error", "-c", program],
             check=False,
@@ -67,5 +81,6 @@ def test_program_prints_what_the_readme_shows(marker):
             encoding="utf-8",
             timeout=60,
             env=environment,
+            cwd=tmp_path,
         )
     assert (done.returncode, shape(done.stderr + done.stdout)) == (0, shape(output))

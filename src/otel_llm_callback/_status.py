@@ -11,7 +11,7 @@ from opentelemetry import metrics, trace
 
 from . import _faults
 from ._operations import OPERATIONS
-from .instrumentor import OpenAIInstrumentor, registrations
+from .instrumentor import OpenAIInstrumentor, readers_of, registrations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +97,8 @@ def _callback_status(registration: Any) -> CallbackStatus:
 def exporters_of(provider: object) -> list[str]:
     """Return classes of exporters, by name, and only where the SDK's present attributes lead to them."""
     processors = getattr(getattr(provider, "_active_span_processor", None), "_span_processors", ())
-    readers = getattr(getattr(provider, "_sdk_config", None), "metric_readers", ())
     found = []
-    for holder in (*processors, *readers):
+    for holder in (*processors, *readers_of(provider)):
         batch = getattr(holder, "_batch_processor", holder)
         exporter = getattr(batch, "_exporter", None) or getattr(holder, "span_exporter", None)
         found.append(type(exporter).__name__ if exporter is not None else type(holder).__name__)

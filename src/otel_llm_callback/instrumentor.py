@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as context_api
 from opentelemetry import metrics, trace
@@ -288,8 +288,27 @@ def _providers(active: _Active | None) -> list[Any]:
 def _force_flush(deadline: float, providers: list[Any] | None = None) -> bool:
     """Flush the providers, on a thread of its own: the SDK's time limits do not hold while an endpoint hangs."""
     providers = _providers(OpenAIInstrumentor().active) if providers is None else providers
-    flushes = [provider.force_flush for provider in providers if hasattr(provider, "force_flush")]
+    flushes = [flush for provider in providers for flush in _flushes(provider)]
     return not flushes or _ProviderFlush.start(flushes).wait(max(0.0, deadline - time.monotonic()))
+
+
+def _flushes(provider: Any) -> list[Callable[[], Any]]:
+    """Return what flushes *provider*, without readers that are scraped.
+
+    Those have nothing to send, and Prometheus' would list everything twice in its next answer.
+    """
+    readers = readers_of(provider)
+    pushing = [reader for reader in readers if not type(reader).__module__.startswith(_SCRAPED)]
+    if len(pushing) < len(readers):
+        return [reader.force_flush for reader in pushing]
+    return [provider.force_flush] if hasattr(provider, "force_flush") else []
+
+
+def readers_of(provider: object) -> tuple[Any, ...]:
+    """Return the metric readers of *provider*, where an attribute of the SDK leads to them."""
+    config = getattr(provider, "_sdk_config", None)
+    readers = getattr(provider, "_metric_readers", None) or getattr(config, "metric_readers", None)  # SDK 1.45, earlier
+    return tuple(readers or ())
 
 
 class _ProviderFlush:
@@ -337,6 +356,7 @@ class _ProviderFlush:
         self._done.set()
 
 
+_SCRAPED: Final = "opentelemetry.exporter.prometheus"
 _healthy: weakref.WeakSet[Any] = weakref.WeakSet()
 
 

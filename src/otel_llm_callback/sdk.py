@@ -17,13 +17,18 @@ from .config import logger
 _EXIT_DEADLINE_S: Final = 3.0
 _LEAST_S: Final = 1.0
 
+_PROMETHEUS_HOST: Final = "OTEL_EXPORTER_PROMETHEUS_HOST"
+_PROMETHEUS_PORT: Final = "OTEL_EXPORTER_PROMETHEUS_PORT"
+
 
 def configure(*, service_name: str | None = None, exit_timeout: float = _EXIT_DEADLINE_S) -> bool:
     """Set global tracer and meter providers that export over OTLP, as the standard ``OTEL_…`` variables say.
 
     Read are ``OTEL_SDK_DISABLED``, ``OTEL_TRACES_EXPORTER`` and ``OTEL_METRICS_EXPORTER`` (``otlp``, ``console`` or
-    ``none``), ``OTEL_EXPORTER_OTLP_PROTOCOL`` and its per-signal forms (``http/protobuf`` or ``grpc``), and whatever
-    the SDK and its exporters read on their own. The exit of the program waits at most *exit_timeout* seconds for an
+    ``none``, or several separated by commas; of metrics also ``prometheus``, which serves them on
+    ``OTEL_EXPORTER_PROMETHEUS_HOST`` and ``…_PORT``, ``localhost`` and 9464 by default),
+    ``OTEL_EXPORTER_OTLP_PROTOCOL`` and its per-signal forms (``http/protobuf`` or ``grpc``), and whatever the SDK and
+    its exporters read on their own. The exit of the program waits at most *exit_timeout* seconds for an
     endpoint that does not answer, the time callbacks took included, though never less than one second.
 
     Args:
@@ -35,6 +40,7 @@ def configure(*, service_name: str | None = None, exit_timeout: float = _EXIT_DE
 
     Raises:
         ImportError: The SDK or the exporter is not installed; the message names the extra.
+        OSError: The address for Prometheus is taken, by another process of the program perhaps.
         ValueError: A variable names an exporter or protocol that is not known.
     """
     from opentelemetry import metrics, trace
@@ -47,7 +53,10 @@ def configure(*, service_name: str | None = None, exit_timeout: float = _EXIT_DE
     try:
         providers = _build(service_name)
     except ImportError as error:
-        raise ImportError(f"{error.name} is missing; pip install 'otel-llm-callback[otlp]'", name=error.name) from error
+        extra = "prometheus" if "prometheus" in str(error.name) else "otlp"
+        raise ImportError(
+            f"{error.name} is missing; pip install 'otel-llm-callback[{extra}]'", name=error.name
+        ) from error
     trace.set_tracer_provider(providers[0])
     metrics.set_meter_provider(providers[1])
     _Closer([provider.shutdown for provider in providers], exit_timeout)
@@ -63,25 +72,44 @@ def _build(service_name: str | None) -> tuple[Any, Any]:
 
     named = service_name is not None and not os.environ.get("OTEL_SERVICE_NAME")
     resource = Resource.create({"service.name": service_name} if named and service_name else {})
-    spans = _exporter("traces", ConsoleSpanExporter)
-    points = _exporter("metrics", ConsoleMetricExporter)
+    wanted = {signal: _exporters(signal) for signal in ("traces", "metrics")}
+    spans = [ConsoleSpanExporter() if name == "console" else _otlp("traces") for name in wanted["traces"]]
+    pushed = [name for name in wanted["metrics"] if name != "prometheus"]
+    points = [ConsoleMetricExporter() if name == "console" else _otlp("metrics") for name in pushed]
+    scraped = [_prometheus()] if "prometheus" in wanted["metrics"] else []
     tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    if spans is not None:
-        tracer_provider.add_span_processor(BatchSpanProcessor(spans))
-    readers = [PeriodicExportingMetricReader(points)] if points is not None else []
+    for exporter in spans:
+        tracer_provider.add_span_processor(BatchSpanProcessor(exporter))
+    readers = [*map(PeriodicExportingMetricReader, points), *scraped]
     return tracer_provider, MeterProvider(readers, resource=resource, shutdown_on_exit=False)
 
 
-def _exporter(signal: str, console: Callable[[], Any]) -> Any:
+def _exporters(signal: str) -> list[str]:
+    """Return what the variable of *signal* names, without ``none``."""
     variable = f"OTEL_{signal.upper()}_EXPORTER"
-    name = os.environ.get(variable, "").strip().lower() or "otlp"
-    if name == "none":
-        return None
-    if name == "console":
-        return console()
-    if name != "otlp":
-        raise ValueError(f"{variable}={name!r} is not allowed; allowed: 'otlp', 'console', 'none'")
-    return _otlp(signal)
+    allowed = ("otlp", "console", "prometheus", "none") if signal == "metrics" else ("otlp", "console", "none")
+    text = os.environ.get(variable, "").strip().lower() or "otlp"
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    if wrong := [name for name in names if name not in allowed]:
+        raise ValueError(f"{variable}={wrong[0]!r} is not allowed; allowed: {', '.join(map(repr, allowed))}")
+    return [name for name in names if name != "none"]
+
+
+def _prometheus() -> Any:
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from prometheus_client import start_http_server
+
+    host = os.environ.get(_PROMETHEUS_HOST, "").strip() or "localhost"
+    port = os.environ.get(_PROMETHEUS_PORT, "").strip() or "9464"
+    if not port.isdecimal():
+        raise ValueError(f"{_PROMETHEUS_PORT}={port!r} is not allowed; allowed: a port number")
+    try:
+        start_http_server(int(port), addr=host)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{host}:{port} cannot be served, see {_PROMETHEUS_PORT}: {error.strerror}"
+        ) from error
+    return PrometheusMetricReader()
 
 
 def _otlp(signal: str) -> Any:
