@@ -230,10 +230,10 @@ def fit(messages: list[Message], limit: int) -> str:
         return text
     cap = limit // 2
     while cap >= 16:  # noqa: PLR2004 - below that a cut text says nothing
-        if (text := _dumps(_cut(messages, cap), limit)) is not None:
+        if (text := _dumps(cut_texts(messages, cap), limit)) is not None:
             return text
         cap //= 8
-    return _newest(_cut(messages, 16), limit)
+    return _newest(cut_texts(messages, 16), limit)
 
 
 def _newest(messages: list[Message], limit: int) -> str:
@@ -281,13 +281,14 @@ def _size(value: Any, limit: int) -> int:
     return 1
 
 
-def _cut(value: Any, cap: int) -> Any:
+def cut_texts(value: Any, cap: int) -> Any:
+    """Return a copy of *value* with each text cut to *cap* characters and marked with how many were left out."""
     if isinstance(value, str):
         return value if len(value) <= cap else f"{value[:cap]}…[+{len(value) - cap}]"
     if isinstance(value, Mapping):
-        return {key: _cut(item, cap) for key, item in value.items()}
+        return {key: cut_texts(item, cap) for key, item in value.items()}
     if isinstance(value, list):
-        return [_cut(item, cap) for item in value]
+        return [cut_texts(item, cap) for item in value]
     return value
 
 

@@ -6,6 +6,7 @@ from ._summary import CallSummary, SessionSummary
 from .audit import AuditLog, AuditState
 from .console import ConsoleLogger
 from .cost import BudgetUse, CostSummary, CostTotals, CostTracker
+from .json_logger import JsonLogger
 from .multi import MultiCallback
 from .parquet import ParquetSink
 from .sessions import SessionAnalytics
@@ -22,6 +23,7 @@ __all__ = [
     "CostTotals",
     "CostTracker",
     "Distribution",
+    "JsonLogger",
     "MultiCallback",
     "ParquetSink",
     "SessionAnalytics",
