@@ -195,6 +195,7 @@ FOREIGN = {
     "prometheus_client": Allowed(in_function={"sdk"}),
     "pydantic_core": Allowed(in_function={"content"}),  # comes with openai, so it may be missing
     "rich": Allowed(in_function={"_demo", "callbacks", "cli"}),
+    "sentry_sdk": Allowed(in_function={"callbacks"}),
     "typing_extensions": Allowed(for_types=ANYTHING),  # no requirement of ours: missing at the lower bounds
     "wrapt": Allowed({"_openai", "_streams", "_websockets", "instrumentor"}),
 }

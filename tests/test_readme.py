@@ -58,7 +58,7 @@ def shape(text: str) -> list[str]:
     return [line.strip() for line in text.replace("<clock>", "\n<clock>").splitlines()]
 
 
-@pytest.mark.parametrize("marker", ["quickstart", "cost", "monitoring", "debug log"])
+@pytest.mark.parametrize("marker", ["quickstart", "cost", "monitoring", "debug log", "errors"])
 def test_program_prints_what_the_readme_shows(marker, tmp_path):
     """It runs as it stands and prints the lines below it, but for times and ids."""
     program, output = shown(marker)

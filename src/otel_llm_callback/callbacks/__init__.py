@@ -9,6 +9,7 @@ from .cost import BudgetUse, CostSummary, CostTotals, CostTracker
 from .json_logger import JsonLogger
 from .multi import MultiCallback
 from .parquet import ParquetSink
+from .sentry import SentryCallback
 from .sessions import SessionAnalytics
 from .sqlite import SqliteSink
 
@@ -26,6 +27,7 @@ __all__ = [
     "JsonLogger",
     "MultiCallback",
     "ParquetSink",
+    "SentryCallback",
     "SessionAnalytics",
     "SessionSummary",
     "SqliteSink",
