@@ -11,13 +11,22 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test frameworks lint types format clean
+.PHONY: help demo stack stack-down e2e test frameworks lint types format clean
 
 help: ## List the targets.
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 demo: $(DEMO_READY) ## Set up, then show the callbacks and the telemetry of a few calls.
 	@$(VENV)/bin/otel-llm-callback demo
+
+stack: | $(PY) ## Start Collector, Jaeger and Prometheus without containers; built from Go modules the first time.
+	@PYTHONPATH=stack $(PY) -m native up $(addprefix --overlay=,$(OVERLAYS))
+
+stack-down: | $(PY) ## End what `make stack` started; the data stays in .stack.
+	@PYTHONPATH=stack $(PY) -m native down
+
+e2e: $(TEST_READY) ## Set up, then run the tests against the real programs of the stack.
+	$(PY) -m pytest tests/stack -rP $(PYTEST_ARGS)
 
 test: lint types ## Set up, then check format, lint and types and run the tests.
 	$(PY) -m pytest $(PYTEST_ARGS)
