@@ -194,12 +194,14 @@ class Stack:
                 if time.monotonic() > deadline:
                     os.kill(pid, signal.SIGKILL)
                 time.sleep(_POLL_S)
-        self._children.pop(name, None)
+        child = self._children.pop(name, None)
+        if child is not None:
+            child.wait()  # it has ended; this takes note
 
     def stop(self) -> list[str]:
         """End what runs, senders before stores; return the names of the programs that were ended."""
         ended = [name for name in reversed(self.NAMES) if self.pid(name) is not None]
-        for name in ended:
+        for name in reversed(self.NAMES):
             self.kill(name, signal.SIGTERM)
         self._state_file.unlink(missing_ok=True)
         return ended

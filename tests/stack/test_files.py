@@ -170,6 +170,22 @@ def test_redaction_knows_secrets_and_leaves_token_counts_alone():
         assert not names.search(name), name
 
 
+def test_error_texts_are_masked_by_the_patterns_for_attributes():
+    processors = _load("collector-config.yaml")["processors"]
+    (statement,) = processors["transform/mask_status"]["trace_statements"][0]["statements"]
+    pattern = "|".join(processors["redaction"]["blocked_values"]).replace("\\", "\\\\")
+    assert statement == f'replace_pattern(status.message, "{pattern}", "****")'
+
+
+@pytest.mark.parametrize("overlay", [None, *OVERLAYS])
+def test_everything_that_comes_in_is_masked(overlay):
+    for name, pipeline in _merged(overlay)["service"]["pipelines"].items():
+        if "otlp" in pipeline["receivers"]:
+            assert pipeline["processors"][0] == "memory_limiter"
+            assert pipeline["processors"][-1] == "redaction"
+            assert ("transform/mask_status" in pipeline["processors"]) is name.startswith("traces")
+
+
 def test_addresses_of_the_collector_are_loopback_unless_the_environment_says_otherwise():
     text = (CHECKOUT / "collector-config.yaml").read_text(encoding="utf-8")
     assert "0.0.0.0" not in text
