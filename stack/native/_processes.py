@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ _START_S: Final = 60.0
 _STOP_S: Final = 20.0
 _POLL_S: Final = 0.05
 _LOG_TAIL: Final = 2000
+_FREE_PORTS: Final = range(18_000, 30_000)
 _SETTING: Final = "STACK_{}_PORT"
 
 
@@ -65,13 +67,10 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Return ports that nothing listens on now."""
-        with contextlib.ExitStack() as open_sockets:
-            probes = {
-                field.name: open_sockets.enter_context(contextlib.closing(socket.create_server(("127.0.0.1", 0))))
-                for field in dataclasses.fields(cls)
-            }
-            return cls(**{name: probe.getsockname()[1] for name, probe in probes.items()})
+        """Return ports that nothing listens on now, below those that systems give to connections on their own."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        candidates = random.SystemRandom().sample(_FREE_PORTS, len(_FREE_PORTS))
+        return cls(**dict(zip(names, filter(_is_free, candidates), strict=False)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +197,11 @@ class Stack:
         if child is not None:
             child.wait()  # it has ended; this takes note
 
-    def stop(self) -> list[str]:
+    def stop(self, number: int = signal.SIGTERM) -> list[str]:
         """End what runs, senders before stores; return the names of the programs that were ended."""
         ended = [name for name in reversed(self.NAMES) if self.pid(name) is not None]
         for name in reversed(self.NAMES):
-            self.kill(name, signal.SIGTERM)
+            self.kill(name, number)
         self._state_file.unlink(missing_ok=True)
         return ended
 
@@ -327,12 +326,12 @@ class Stack:
 
 @contextlib.contextmanager
 def running(stack: Stack) -> Iterator[Stack]:
-    """Start *stack* and end it with the block."""
+    """Start *stack* and kill it at the end of the block, for tests that have seen what they wanted."""
     stack.start()
     try:
         yield stack
     finally:
-        stack.stop()
+        stack.stop(signal.SIGKILL)
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
@@ -359,14 +358,20 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _require_free(name: str, port: int) -> None:
+def _is_free(port: int) -> bool:
     try:
         socket.create_server(("127.0.0.1", port)).close()
-    except OSError as error:
+    except OSError:
+        return False
+    return True
+
+
+def _require_free(name: str, port: int) -> None:
+    if not _is_free(port):
         raise StackError(
             f"Something else listens on 127.0.0.1:{port}; end it, or name another port: "
             f"{_SETTING.format(name.upper())}={port + 10000 if port < 2**15 else port - 10000}"
-        ) from error
+        )
 
 
 def _clean_environment() -> dict[str, str]:

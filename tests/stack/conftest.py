@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from native import Ports, Stack, UnavailableError, obtain, running
@@ -48,4 +49,4 @@ def new_stack(programs, tmp_path):
 
     yield make
     for stack in made:
-        stack.stop()
+        stack.stop(signal.SIGKILL)

@@ -6,16 +6,13 @@ The model server counts the tokens it reports, so that sums in Prometheus are he
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,68 +20,19 @@ from pathlib import Path
 import pytest
 from native import wait_until
 from stack._api import exemplars, get, query, read_trace, sums
+from stack._model import ANSWER, Model, environment
 
-from otel_llm_callback.testing import (
-    JsonReply,
-    ScriptedServer,
-    StreamReply,
-    chat_chunks,
-    chat_completion,
-    error_body,
-)
+from otel_llm_callback.testing import ScriptedServer
 
 pytestmark = pytest.mark.stack
 
 HERE = Path(__file__).parent
 WORKERS = 4
 REQUESTS = 40
-QUESTION, ANSWER = "canary-question-4711", "canary answer 0815"
+QUESTION = "canary-question-4711"
 SECRET = "sk-" + "canarycanarycanary"
 TOKENS = re.compile(r"Trace id ([0-9a-f]{32})")
 TOKEN_SUMS = 'gen_ai_client_token_usage_sum{{job="{}"}}'
-
-
-class Model:
-    """A model server that keeps its own count."""
-
-    def __init__(self):
-        self.served = Counter()
-        self._lock = threading.Lock()
-
-    def __call__(self, request):
-        if request.path != "/chat/completions":
-            return None
-        asked = request.json
-        if asked["model"] == "no-such-model":
-            return JsonReply(error_body(f"no model for {asked['messages'][0]['content']}"), status=404)
-        usage = (sum(len(message["content"]) for message in asked["messages"]), 7)
-        with self._lock:
-            self.served.update(input=usage[0], output=usage[1], answers=1)
-        if asked.get("stream"):
-            return StreamReply(chat_chunks(ANSWER, model=asked["model"], usage=usage), delay_s=0.005)
-        return JsonReply(chat_completion(ANSWER, model=asked["model"], usage=usage), delay_s=0.02)
-
-    @property
-    def tokens(self):
-        return {"input": self.served["input"], "output": self.served["output"]}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return Model()
-
-
-def environment(stack, server, **more):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "OPENAI_"))}
-    return {
-        **inherited,
-        "NO_PROXY": "*",
-        "OPENAI_BASE_URL": server.url,
-        "OPENAI_API_KEY": "test-key",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": stack.otlp_url,
-        "OTEL_METRIC_EXPORT_INTERVAL": "1000",
-        **more,
-    }
 
 
 @contextmanager
