@@ -250,18 +250,17 @@ def test_span_metrics_count_what_happened(stack, shop):
     wait_until(lambda: sums(stack, calls, "status_code") == expected, f"{expected} in {calls}")
 
 
-def _captured(stack, **more):
+def _capturing():
+    return {
+        "SERVICE_PROMPT": f"{QUESTION} {SECRET}",
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "span_only",
+        "OTEL_LLM_CALLBACK_ERROR_TEXT": "true",
+    }
+
+
+def _captured(stack):
     """Run a request with content captured in the program; return the spans of its calls and the whole JSON of it."""
-    with (
-        ScriptedServer(Model()) as server,
-        service(
-            stack,
-            server,
-            SERVICE_PROMPT=f"{QUESTION} {SECRET}",
-            OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT="span_only",
-            OTEL_LLM_CALLBACK_ERROR_TEXT="true",
-        ) as ask,
-    ):
+    with ScriptedServer(Model()) as server, service(stack, server, **_capturing()) as ask:
         trace_id, _ = ask(0)
     _, *calls = whole_trace(stack, trace_id, 4)
     return calls, json.dumps(get(f"{stack.jaeger_url}/api/traces/{trace_id}"))
@@ -271,9 +270,21 @@ def test_content_does_not_pass_the_collector_though_the_program_captures_it(stac
     calls, text = _captured(stack)
     assert [name for call in calls for name in call.attributes if "messages" in name] == []
     assert [word for word in (QUESTION, "canary answer", SECRET, "no model for") if word in text] == []
-    for file in stack.queue_folder.rglob("*"):
-        if file.is_file():
-            assert QUESTION.encode() not in file.read_bytes()
+
+
+def test_content_is_not_on_the_collectors_disk_either(new_stack):
+    stack = new_stack()
+    stack.start_one("collector")  # no store takes anything over
+    stack.wait_for("collector")
+    with ScriptedServer(Model()) as server, service(stack, server, **_capturing()) as ask:
+        trace_id, _ = ask(0)
+
+    def waiting():
+        return b"".join(file.read_bytes() for file in stack.queue_folder.rglob("*") if file.is_file())
+
+    wait_until(lambda: bytes.fromhex(trace_id) in waiting(), "the trace in the queue")
+    wait_until(lambda: waiting().count(b"gen_ai.request.model") >= 3, "three calls in the queue")
+    assert [word for word in (QUESTION, ANSWER, SECRET, "no model for") if word.encode() in waiting()] == []
 
 
 def test_content_passes_with_the_overlay_and_secrets_in_it_are_masked(new_stack):

@@ -92,15 +92,28 @@ def assert_nothing_lost(stack, sent, load):
     )
 
 
-@pytest.mark.parametrize("name", ["collector", "jaeger", "prometheus"])
-def test_nothing_is_lost_when_a_part_is_killed_under_load_and_comes_back(new_stack, name):
-    with running(new_stack()) as stack, load(stack) as program:
+@pytest.mark.parametrize(
+    ("name", "protocol"),
+    [
+        ("collector", "http/protobuf"),
+        ("collector", "grpc"),
+        ("jaeger", "http/protobuf"),
+        ("prometheus", "http/protobuf"),
+    ],
+)
+def test_nothing_is_lost_when_a_part_is_killed_under_load_and_comes_back(new_stack, name, protocol):
+    with running(new_stack()) as stack, load(stack, **_by(protocol, stack)) as program:
         time.sleep(1.5)
         stack.kill(name, signal.SIGKILL)
         time.sleep(1.5)
         stack.start_one(name)
         stack.wait_for(name)
         assert_nothing_lost(stack, program.end(), program)
+
+
+def _by(protocol, stack):
+    port = stack.ports.otlp_grpc if protocol == "grpc" else stack.ports.otlp_http
+    return {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol, "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
 
 
 def test_nothing_is_lost_when_all_parts_are_killed_after_the_program_has_ended(new_stack):
