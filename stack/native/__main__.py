@@ -48,6 +48,8 @@ def _up(folder: Path, overlays: list[str]) -> int:
     print(f"  Jaeger      {stack.jaeger_url}, such as /api/traces?service=bob-demo")
     print(f"  Prometheus  {stack.prometheus_url}, such as /api/v1/query?query=gen_ai_client_token_usage_sum")
     print(f"  Data, logs  {stack.folder}")
+    if stack.ports != Ports():
+        print(f"export OTEL_EXPORTER_OTLP_ENDPOINT={stack.otlp_url} OTEL_LLM_CALLBACK_JAEGER_URL={stack.jaeger_url}")
     print("Built from Go modules they have all APIs but no web pages; those are in the images (docker compose up),")
     print(f"which have Jaeger {versions['JAEGER_VERSION']} and Prometheus {versions['PROMETHEUS_VERSION']}.")
     print("End it with: make stack-down")

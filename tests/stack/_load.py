@@ -1,12 +1,13 @@
 """Make chat calls at an even pace and say what was made of them: one JSON line before the exit that sends the rest.
 
 ``python _load.py CALLS PAUSE_S``. Each call is a trace of its own. The line has the trace ids of all spans that ended,
-the slowest call in milliseconds, and when the line was printed.
+how long the median and the slowest call took, and when the line was printed.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 
@@ -41,7 +42,12 @@ def main():
         client.chat.completions.create(**ask)
         took_s.append(time.perf_counter() - started)
         time.sleep(pause_s)
-    told = {"traces": ended.traces, "slowest_ms": round(max(took_s) * 1000), "at": time.time()}
+    told = {
+        "traces": ended.traces,
+        "usual_ms": round(statistics.median(took_s) * 1000),
+        "slowest_ms": round(max(took_s) * 1000),
+        "at": time.time(),
+    }
     print(json.dumps(told), flush=True)
 
 

@@ -27,7 +27,9 @@ def programs(pytestconfig):
     """Paths of otelcol, jaeger, prometheus and promtool."""
     found = pytestconfig.stash[_PROGRAMS]
     if isinstance(found, UnavailableError):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no real programs: {found}")
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
+            f"no real programs: {' '.join(str(found).split())}"
+        )
     return found
 
 

@@ -209,6 +209,14 @@ def test_compose_sets_only_what_the_files_read(name):
     assert SERVICES[name]["environment"].keys() <= read | {"GOMEMLIMIT"}
 
 
+def test_prometheus_is_started_alike_with_containers_and_without(tmp_path):
+    own = ("--config.file", "--storage.tsdb.path", "--web.listen-address", "--log.level")
+    (_, *flags) = Stack(tmp_path, {"prometheus": Path("prometheus")})._program("prometheus").command
+    assert {flag for flag in flags if not flag.startswith(own)} == {
+        flag for flag in SERVICES["prometheus"]["command"] if not flag.startswith(own)
+    }
+
+
 def test_prometheus_is_told_this_stacks_addresses(tmp_path):
     stack = Stack(tmp_path, {}, Ports(prometheus=1, collector_metrics=2, jaeger_metrics=3))
     written = yaml.safe_load(stack.write_prometheus_config().read_text(encoding="utf-8"))

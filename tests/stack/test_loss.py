@@ -46,6 +46,7 @@ class Load:
         assert self._process.returncode == 0, errors
         told = json.loads(output.splitlines()[-1])
         self.errors = errors
+        print(f"calls took {told['usual_ms']} ms, at most {told['slowest_ms']} ms")
         assert told["slowest_ms"] < HANG_MS
         assert ended_at - told["at"] < EXIT_S
         assert len(told["traces"]) == self.model.served["answers"]
