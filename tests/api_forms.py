@@ -68,11 +68,13 @@ def raw(path):
     """``with_raw_response``, parsed twice."""
 
     def form(scene):
-        response = method(scene, path, "with_raw_response")(**scene.arguments)
+        with no_deprecation():
+            response = method(scene, path, "with_raw_response")(**scene.arguments)
         return response, response.parse(), response.parse()
 
     async def aform(scene):
-        response = await method(scene, path, "with_raw_response")(**scene.arguments)
+        with no_deprecation():
+            response = await method(scene, path, "with_raw_response")(**scene.arguments)
         return response, response.parse(), response.parse()
 
     return form, aform
@@ -82,12 +84,13 @@ def streaming(path):
     """``with_streaming_response``, parsed."""
 
     def form(scene):
-        with method(scene, path, "with_streaming_response")(**scene.arguments) as response:
+        with no_deprecation(), method(scene, path, "with_streaming_response")(**scene.arguments) as response:
             return response, response.is_closed, response.parse()
 
     async def aform(scene):
-        async with method(scene, path, "with_streaming_response")(**scene.arguments) as response:
-            return response, response.is_closed, await response.parse()
+        with no_deprecation():
+            async with method(scene, path, "with_streaming_response")(**scene.arguments) as response:
+                return response, response.is_closed, await response.parse()
 
     return form, aform
 
@@ -276,5 +279,31 @@ def in_background():
     async def aform(scene):
         response = await scene.client.responses.create(**scene.arguments)
         return response, *[await scene.client.responses.retrieve(response.id) for _ in range(4)]
+
+    return form, aform
+
+
+def all_events(path):
+    """A method that only streams, read to the end."""
+
+    def form(scene):
+        return list(method(scene, path)(**scene.arguments))
+
+    async def aform(scene):
+        return [event async for event in await method(scene, path)(**scene.arguments)]
+
+    return form, aform
+
+
+def agent_turn(path):
+    """One turn of an agent by the SDK's helper, which listens first and then says what is to be done."""
+
+    def form(scene):
+        with method(scene, path)(**scene.arguments) as stream:
+            return list(stream)
+
+    async def aform(scene):
+        async with method(scene, path)(**scene.arguments) as stream:
+            return [event async for event in stream]
 
     return form, aform

@@ -18,9 +18,13 @@ from scenarios import ANSWERED_BY, EVENT, PIECES, USAGE, Chunk, Failed, Received
 from otel_llm_callback.testing import (
     JsonReply,
     StreamReply,
+    agent_invocation,
+    agent_session,
+    agent_session_events,
     compaction,
     decision,
     embedding_list,
+    grade,
     image_events,
     image_list,
     moderation,
@@ -51,6 +55,14 @@ def row(name: str, form: Any, reply: Any, events: tuple[Told, ...], arguments: A
 def rows(path: str, *made: Scenario) -> tuple[Scenario, ...]:
     """The rows, if this release of openai has the method."""
     return made if f.exists(path) else ()
+
+
+def faces(name: str, path: str, reply: Any, told: tuple[Told, ...], arguments: Any) -> tuple[Scenario, ...]:
+    """Two rows for the other faces of a method: what they give is told as the plain call is."""
+    return (
+        row(f"{name}, raw", f.raw(path), reply, told, arguments),
+        row(f"{name}, streaming response", f.streaming(path), reply, told, arguments),
+    )
 
 
 def asking(model: str | None, operation: str, api: str, *, stream: bool = False) -> Any:
@@ -388,41 +400,32 @@ RESPONSES += rows(
     ),
 )
 
-RESPONSES += rows(
-    "responses.cancel",
-    row(
-        "responses, cancelled",
-        f.called("responses.cancel"),
-        JsonReply(body(status="cancelled", usage=None)),
-        (
-            fetched()._replace(operation="cancel_response"),
-            responded(finish_reasons=("error",), usage=None, state="cancelled"),
-        ),
-        FETCH,
+CANCELLED = (
+    JsonReply(body(status="cancelled", usage=None)),
+    (
+        fetched()._replace(operation="cancel_response"),
+        responded(finish_reasons=("error",), usage=None, state="cancelled"),
     ),
+    FETCH,
 )
-
-RESPONSES += rows(
-    "responses.compact",
-    row(
-        "responses, compacted",
-        f.called("responses.compact"),
-        JsonReply(compaction(usage=USAGE)),
-        (asked()._replace(operation="compact_response"), Received(id="resp_1", model=None, finish_reasons=())),
-        ASK,
-    ),
+COMPACTED = (
+    JsonReply(compaction(usage=USAGE)),
+    (asked()._replace(operation="compact_response"), Received(id="resp_1", model=None, finish_reasons=())),
+    ASK,
 )
-
-RESPONSES += rows(
-    "responses.input_tokens.count",
-    row(
-        "responses, tokens counted",
-        f.called("responses.input_tokens.count"),
-        None,
-        (asked()._replace(operation="count_tokens"), Received(id=None, model=None, finish_reasons=(), usage=None)),
-        ASK,
-    ),
+COUNTED = (
+    None,
+    (asked()._replace(operation="count_tokens"), Received(id=None, model=None, finish_reasons=(), usage=None)),
+    ASK,
 )
+for beta in ("", "beta."):
+    for title, path, what in (
+        ("cancelled", "responses.cancel", CANCELLED),
+        ("compacted", "responses.compact", COMPACTED),
+        ("tokens counted", "responses.input_tokens.count", COUNTED),
+    ):
+        name = f"{beta.replace('.', ' ')}responses, {title}"
+        RESPONSES += rows(beta + path, row(name, f.called(beta + path), *what), *faces(name, beta + path, *what))
 
 RESPONSES += rows(
     "responses.input_items.list",
@@ -436,6 +439,15 @@ RESPONSES += rows(
     row("beta responses", f.called("beta.responses.create"), RESPONSE, (asked(), responded()), ASK),
     row("beta responses, raw", f.raw("beta.responses.create"), RESPONSE, (asked(), responded()), ASK),
     row("beta responses, streamed", f.read("beta.responses.create"), EVENTS, READ, ASK),
+    row(
+        "beta responses, streaming response",
+        f.streaming("beta.responses.create"),
+        RESPONSE,
+        (asked(), responded()),
+        ASK,
+    ),
+    row("beta responses, streamed raw", f.raw_read("beta.responses.create"), EVENTS, READ, ASK),
+    row("beta responses, streamed streaming response", f.streaming_read("beta.responses.create"), EVENTS, READ, ASK),
     row(
         "beta responses, fetched",
         f.called("beta.responses.retrieve"),
@@ -554,19 +566,27 @@ painting = asking(PAINTER, "image_generation", "images")
 editing = asking(PAINTER, "image_edit", "images")
 painted = partial(Received, id=None, model=None, finish_reasons=())
 
+EDITED = (None, (editing(), painted()), given(**PAINT, image=PNG_FILE))
+EDITED_PIECEWISE = (
+    None,
+    (editing(stream=True), EVENT, EVENT, painted(chunks=2)),
+    given(**PAINT, image=PNG_FILE),
+)
+VARIED = (
+    JsonReply(image_list(usage=None)),
+    (Sent(False, "dall-e-2", "image_variation", "images"), painted(usage=None)),
+    given(model="dall-e-2", image=PNG_FILE),
+)
+
 IMAGES = (
     row("images", f.called("images.generate"), JsonReply(image_list()), (painting(), painted()), given(**PAINT)),
     row("images, usual answer", f.called("images.generate"), None, (painting(), painted()), given(**PAINT, n=2)),
     row("images, raw", f.raw("images.generate"), None, (painting(), painted()), given(**PAINT)),
     row("images, streaming response", f.streaming("images.generate"), None, (painting(), painted()), given(**PAINT)),
-    row("images, edit", f.called("images.edit"), None, (editing(), painted()), given(**PAINT, image=PNG_FILE)),
-    row(
-        "images, variation",
-        f.called("images.create_variation"),
-        JsonReply(image_list(usage=None)),
-        (Sent(False, "dall-e-2", "image_variation", "images"), painted(usage=None)),
-        given(model="dall-e-2", image=PNG_FILE),
-    ),
+    row("images, edit", f.called("images.edit"), *EDITED),
+    *faces("images, edit", "images.edit", *EDITED),
+    row("images, variation", f.called("images.create_variation"), *VARIED),
+    *faces("images, variation", "images.create_variation", *VARIED),
     *(
         (
             row(
@@ -576,13 +596,9 @@ IMAGES = (
                 (painting(stream=True), *(EVENT,) * 3, painted(chunks=3)),
                 given(**PAINT, partial_images=2),
             ),
-            row(
-                "images, edit streamed",
-                f.read("images.edit"),
-                None,
-                (editing(stream=True), EVENT, EVENT, painted(chunks=2)),
-                given(**PAINT, image=PNG_FILE),
-            ),
+            row("images, edit streamed", f.read("images.edit"), *EDITED_PIECEWISE),
+            row("images, edit streamed raw", f.raw_read("images.edit"), *EDITED_PIECEWISE),
+            row("images, edit streamed streaming response", f.streaming_read("images.edit"), *EDITED_PIECEWISE),
             row(
                 "images, stream breaks off",
                 f.read("images.generate"),
@@ -604,6 +620,13 @@ HEAR = {"model": LISTENER, "file": WAV}
 hearing = asking(LISTENER, "transcription", "audio")
 translating = asking("whisper-1", "translation", "audio")
 
+TRANSLATED = (None, (translating(), painted(usage=None)), given(model="whisper-1", file=WAV))
+OVERHEARD = (
+    sse(transcription_events(PIECES)),
+    (hearing(stream=True), *map(Chunk, PIECES), EVENT, painted(chunks=4)),
+    given(**HEAR),
+)
+
 AUDIO = (
     row("speech", f.all_bytes("audio.speech.create"), None, SPOKEN, SPEAK),
     row("speech, in parts", f.bytes_in_parts("audio.speech.create"), None, SPOKEN, SPEAK),
@@ -616,6 +639,13 @@ AUDIO = (
     ),
     row("transcription", f.called("audio.transcriptions.create"), None, (hearing(), painted()), given(**HEAR)),
     row("transcription, raw", f.raw("audio.transcriptions.create"), None, (hearing(), painted()), given(**HEAR)),
+    row(
+        "transcription, streaming response",
+        f.streaming("audio.transcriptions.create"),
+        None,
+        (hearing(), painted()),
+        given(**HEAR),
+    ),
     row(
         "transcription as text",
         f.called("audio.transcriptions.create"),
@@ -630,13 +660,8 @@ AUDIO = (
         (hearing(), painted(usage=None)),
         given(**HEAR),
     ),
-    row(
-        "translation",
-        f.called("audio.translations.create"),
-        None,
-        (translating(), painted(usage=None)),
-        given(model="whisper-1", file=WAV),
-    ),
+    row("translation", f.called("audio.translations.create"), *TRANSLATED),
+    *faces("translation", "audio.translations.create", *TRANSLATED),
     row(
         "translation as text",
         f.called("audio.translations.create"),
@@ -646,12 +671,12 @@ AUDIO = (
     ),
     *(
         (
+            row("transcription, streamed", f.read("audio.transcriptions.create"), *OVERHEARD),
+            row("transcription, streamed raw", f.raw_read("audio.transcriptions.create"), *OVERHEARD),
             row(
-                "transcription, streamed",
-                f.read("audio.transcriptions.create"),
-                sse(transcription_events(PIECES)),
-                (hearing(stream=True), *map(Chunk, PIECES), EVENT, painted(chunks=4)),
-                given(**HEAR),
+                "transcription, streamed streaming response",
+                f.streaming_read("audio.transcriptions.create"),
+                *OVERHEARD,
             ),
         )
         if hasattr(audio, "TranscriptionTextDoneEvent")
@@ -666,29 +691,47 @@ SEARCH = given(vector_store_id="vs_1", query="cats")
 SEARCHED = (Sent(False, None, "retrieval", "vector_stores"), painted(usage=None))
 FOUND = JsonReply(search_page("a", "b"))
 
+MODERATED = (
+    JsonReply(moderation()),
+    (Sent(False, JUDGE, "moderation", "moderations"), painted(id="modr-1", model=JUDGE, usage=None)),
+    given(model=JUDGE, input="hello"),
+)
+DECIDED = (
+    JsonReply(decision()),
+    (Sent(False, "gpt-6-luna", "decision", "decisions"), painted(model="gpt-6-luna")),
+    given(model="gpt-6-luna", input="hello", questions=[{"type": "predicate", "question": "Is it?"}]),
+)
+GRADED = (
+    JsonReply(grade(model=MODEL)),
+    (Sent(False, MODEL, "grader_run", "fine_tuning"), painted(model=MODEL, usage=(None, None))),
+    given(grader={"type": "score_model", "name": "g", "model": MODEL, "input": []}, model_sample="hello"),
+)
+
 OTHERS = (
-    row(
-        "moderation",
-        f.called("moderations.create"),
-        JsonReply(moderation()),
-        (Sent(False, JUDGE, "moderation", "moderations"), painted(id="modr-1", model=JUDGE, usage=None)),
-        given(model=JUDGE, input="hello"),
-    ),
+    row("moderation", f.called("moderations.create"), *MODERATED),
+    *faces("moderation", "moderations.create", *MODERATED),
     *rows(
         "decisions.create",
+        row("decision", f.called("decisions.create"), *DECIDED),
+        *faces("decision", "decisions.create", *DECIDED),
+    ),
+    *rows(
+        "fine_tuning.alpha.graders.run",
+        row("grader", f.called("fine_tuning.alpha.graders.run"), *GRADED),
+        *faces("grader", "fine_tuning.alpha.graders.run", *GRADED),
         row(
-            "decision",
-            f.called("decisions.create"),
-            JsonReply(decision()),
-            (Sent(False, "gpt-6-luna", "decision", "decisions"), painted(model="gpt-6-luna")),
-            given(model="gpt-6-luna", input="hello", questions=[{"type": "predicate", "question": "Is it?"}]),
+            "grader that asks no model",
+            f.called("fine_tuning.alpha.graders.run"),
+            JsonReply(grade(total_tokens=None)),
+            (GRADED[1][0], GRADED[1][1]._replace(usage=None)),
+            GRADED[2],
         ),
     ),
     *rows(
         "vector_stores.search",
         row("search, iterated", f.iterated("vector_stores.search"), FOUND, SEARCHED, SEARCH),
         row("search, one page", f.one_page("vector_stores.search"), FOUND, SEARCHED, SEARCH),
-        row("search, raw", f.raw("vector_stores.search"), FOUND, SEARCHED, SEARCH),
+        *faces("search", "vector_stores.search", FOUND, SEARCHED, SEARCH),
     ),
     row("list of files", f.iterated("files.list"), JsonReply({"object": "list", "data": []}), (), given(), calls=0),
     row("list of batches", f.iterated("batches.list"), JsonReply({"object": "list", "data": []}), (), given(), calls=0),
@@ -696,15 +739,26 @@ OTHERS = (
 )
 
 FILMED = painted(id="video_1", model="sora-2", usage=None, state="queued")
+MP4_FILE = ("a.mp4", b"ftyp", "video/mp4")
+SHOT = (
+    None,
+    (Sent(False, "sora-2", "video_generation", "videos"), FILMED),
+    given(model="sora-2", prompt="a cat"),
+)
+REMIXED = (
+    None,
+    (Sent(False, None, "video_remix", "videos"), FILMED),
+    given(video_id="video_1", prompt="a dog"),
+)
+CUT = (None, (Sent(False, None, "video_edit", "videos"), FILMED), given(prompt="a dog", video=MP4_FILE))
+LENGTHENED = (
+    None,
+    (Sent(False, None, "video_extension", "videos"), FILMED),
+    given(prompt="more", seconds="4", video=MP4_FILE),
+)
 VIDEOS = rows(
     "videos.create",
-    row(
-        "video",
-        f.called("videos.create"),
-        None,
-        (Sent(False, "sora-2", "video_generation", "videos"), FILMED),
-        given(model="sora-2", prompt="a cat"),
-    ),
+    row("video", f.called("videos.create"), *SHOT),
     row(
         "video that failed at once",
         f.called("videos.create"),
@@ -715,14 +769,19 @@ VIDEOS = rows(
         ),
         given(model="sora-2", prompt="a cat"),
     ),
-    row(
-        "video remix",
-        f.called("videos.remix"),
-        None,
-        (Sent(False, None, "video_remix", "videos"), FILMED),
-        given(video_id="video_1", prompt="a dog"),
-    ),
+    row("video remix", f.called("videos.remix"), *REMIXED),
+    *faces("video", "videos.create", *SHOT),
+    *faces("video remix", "videos.remix", *REMIXED),
     row("video fetched", f.called("videos.retrieve"), JsonReply(video()), (), given(video_id="video_1"), calls=0),
+)
+
+VIDEOS += rows(
+    "videos.edit", row("video edit", f.called("videos.edit"), *CUT), *faces("video edit", "videos.edit", *CUT)
+)
+VIDEOS += rows(
+    "videos.extend",
+    row("video extension", f.called("videos.extend"), *LENGTHENED),
+    *faces("video extension", "videos.extend", *LENGTHENED),
 )
 
 RUN = painted(id="run_1", model=MODEL, usage=None, state="queued")
@@ -783,6 +842,140 @@ RUNS = rows(
     ),
 )
 
+# --- Agents -----------------------------------------------------------------------------------------------------------
+
+AGENT = "gpt-6-luna"
+beginning = asking(AGENT, "agent_session", "agents")
+telling = asking(None, "agent_input", "agents")
+listening = asking(None, "agent_events", "agents", stream=True)
+began = painted(id="sess_1", model=AGENT, usage=None, state="in_progress")
+accepted = painted(id=None, model=None, usage=None, status=202)
+BEGIN = {"environment": {"type": "none"}, "agent": {"model": AGENT}, "input": "Say hello."}
+TELL = {
+    "session_id": "sess_1",
+    "events": [
+        {
+            "type": "agent.session.input.message",
+            "input": [{"role": "user", "content": [{"type": "input_text", "text": "Say hello."}]}],
+        }
+    ],
+}
+LISTEN = given(session_id="sess_1")
+
+
+def turn(**more: Any) -> Any:
+    """A server with an agent that takes one turn."""
+
+    def reply(request: Any) -> Any:
+        if request.method == "POST" and request.path.endswith("/events"):
+            return JsonReply(b"", status=202)
+        if request.method == "GET" and not request.path.endswith("/events"):
+            return JsonReply(agent_session(model=AGENT, status="idle"))
+        return sse(agent_session_events(PIECES, usage=USAGE, **more))
+
+    return reply
+
+
+def heard(*first: Told, **facts: Any) -> tuple[Told, ...]:
+    """What is told of the events of a whole turn."""
+    end = painted(id="sess_1", model=AGENT, state="idle", chunks=7, **facts)
+    return (*first, EVENT, EVENT, *map(Chunk, PIECES), EVENT, EVENT, end)
+
+
+AGENTS = rows(
+    "beta.agents.sessions.create",
+    row("agent", f.called("beta.agents.sessions.create"), None, (beginning(), began), given(**BEGIN)),
+    *faces("agent", "beta.agents.sessions.create", None, (beginning(), began), given(**BEGIN)),
+    row(
+        "agent whose session failed at once",
+        f.called("beta.agents.sessions.create"),
+        JsonReply(agent_session(model=AGENT, status="failed")),
+        failing((beginning(), began._replace(state="failed")), "failed"),
+        given(**BEGIN),
+    ),
+    row(
+        "agent, streamed", f.read("beta.agents.sessions.create"), turn(), heard(beginning(stream=True)), given(**BEGIN)
+    ),
+    row(
+        "agent, streamed raw",
+        f.raw_read("beta.agents.sessions.create"),
+        turn(),
+        heard(beginning(stream=True)),
+        given(**BEGIN),
+    ),
+    row(
+        "agent, streamed, turn failed",
+        f.read("beta.agents.sessions.create"),
+        turn(status="failed", error_code="rate_limit_exceeded"),
+        failing(heard(beginning(stream=True)), "rate_limit_exceeded"),
+        given(**BEGIN),
+    ),
+    row(
+        "agent, streamed, error event",
+        f.read("beta.agents.sessions.create"),
+        sse([{"type": "error", "event_id": "e", "session_id": "sess_1", "error": {"type": "t", "message": "m"}}]),
+        failing(
+            (beginning(stream=True), EVENT, painted(id="sess_1", model=None, usage=None, chunks=1, truncated=True)),
+            "t",
+        ),
+        given(**BEGIN),
+    ),
+    row(
+        "agent, streamed, breaks off",
+        f.read("beta.agents.sessions.create"),
+        sse(agent_session_events(PIECES)[:3]),
+        (beginning(stream=True), EVENT, EVENT, Chunk(PIECES[0]), began._replace(chunks=3, truncated=True)),
+        given(**BEGIN),
+    ),
+    row(
+        "agent, streamed, closed after two",
+        f.closed_after_two("beta.agents.sessions.create"),
+        sse(agent_session_events(["word "] * 500), delay_s=0.01),
+        (beginning(stream=True), EVENT, EVENT, began._replace(outcome="closed_early", chunks=2)),
+        given(**BEGIN),
+    ),
+    row(
+        "agent, told something",
+        f.called("beta.agents.sessions.events.create"),
+        None,
+        (telling(), accepted),
+        given(**TELL),
+    ),
+    *faces("agent, told something", "beta.agents.sessions.events.create", None, (telling(), accepted), given(**TELL)),
+    row("agent, listened to", f.all_events("beta.agents.sessions.events.stream"), turn(), heard(listening()), LISTEN),
+    row(
+        "agent, helper",
+        f.agent_turn("beta.agents.sessions.stream"),
+        turn(),
+        heard(listening()),
+        given(session_id="sess_1", input="Say hello."),
+        more=((telling(), accepted),),
+    ),
+    row(
+        "agent, invoked by hand",
+        f.called("beta.agents.automations.invocations.create"),
+        None,
+        (
+            Sent(False, None, "agent_invocation", "agents"),
+            painted(id="invocation_1", model=None, usage=None, state="queued"),
+        ),
+        given(automation_id="automation_1"),
+    ),
+    row(
+        "agent, invocation that failed",
+        f.called("beta.agents.automations.invocations.create"),
+        JsonReply(agent_invocation(status="failed")),
+        failing(
+            (
+                Sent(False, None, "agent_invocation", "agents"),
+                painted(id="invocation_1", model=None, usage=None, state="failed"),
+            ),
+            "delivery_failed",
+        ),
+        given(automation_id="automation_1"),
+    ),
+)
+
 # What the first releases with the Responses API lack or do in another way.
 YOUNG = f.takes("responses.retrieve", "stream")
 NOT_IN_OLD = {
@@ -794,5 +987,5 @@ NOT_IN_OLD = {
     "embeddings, no data",
 }
 
-ALL = (*RESPONSES, *EMBEDDINGS, *COMPLETIONS, *IMAGES, *AUDIO, *OTHERS, *VIDEOS, *RUNS)
+ALL = (*RESPONSES, *EMBEDDINGS, *COMPLETIONS, *IMAGES, *AUDIO, *OTHERS, *VIDEOS, *RUNS, *AGENTS)
 API_SCENARIOS = tuple(scenario for scenario in ALL if YOUNG or scenario.name not in NOT_IN_OLD)

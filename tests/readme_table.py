@@ -21,6 +21,8 @@ COVERAGE_HEAD = ("API method", "Operation name", "Streamed", "Usage", "Content")
 
 # What the API offers, which the table of operations does not say: it takes streams and usage as they come.
 STREAMED = {
+    "agents.sessions.create",
+    "agents.sessions.events.stream",
     "audio.speech",
     "audio.transcriptions",
     "chat.completions",
@@ -34,6 +36,8 @@ STREAMED = {
     "threads.runs.submit_tool_outputs",
 }
 WITHOUT_USAGE = {
+    "agents.automations.invocations.create",
+    "agents.sessions.events.create",
     "audio.translations",
     "images.create_variation",
     "moderations",

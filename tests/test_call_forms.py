@@ -40,7 +40,7 @@ from scenarios import (
 
 import otel_llm_callback
 from otel_llm_callback import _faults
-from otel_llm_callback._jobs import JOBS
+from otel_llm_callback._jobs import JOBS, TURNS
 from otel_llm_callback.testing import (
     JsonReply,
     RecordingCallback,
@@ -407,6 +407,7 @@ class Run:
 def run(scenario, asynchronous, instrumented):
     """Run a scenario once; the tests above look at different sides of the same run."""
     recorder = RecordingCallback()
+    TURNS._seen.clear()
     JOBS._open.clear()  # what another scenario left under way is not this one's
     done = Run(arguments_before=without_generators(scenario.arguments()))
     with ScriptedServer(script_of(scenario.reply)) as server, TelemetryCollector() as telemetry:

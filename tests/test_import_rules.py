@@ -41,7 +41,8 @@ OWN = {
     "_responses": {"_messages", "_readers", "content", "types"},
     "_media": {"_readers", "content", "types"},
     "_jobs": {"types"},
-    "_operations": {"_folds", "_media", "_messages", "_readers", "_responses", "content", "types"},
+    "_agents": {"_jobs", "_readers", "types"},
+    "_operations": {"_agents", "_folds", "_media", "_messages", "_readers", "_responses", "content", "types"},
     "_exchange": {
         "_dispatch",
         "_faults",

@@ -300,7 +300,9 @@ class Exchange:
         if _collecting == threading.get_ident():
             self.abandon()
         else:
-            self.finish("completed" if self.body_read else "closed_early")
+            # Some streams go on until they are closed; between two answers that is their end.
+            whole = self.body_read or getattr(self._fold, "is_over", False)
+            self.finish("completed" if whole else "closed_early")
 
     def abandon(self) -> None:
         """Have the exchange ended from a safer place than a finaliser."""

@@ -38,6 +38,28 @@ _MISSING: Final = object()
 JOBS: Final = Jobs()
 
 
+class Once:
+    """Ids that were seen, the newest 4,096."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def is_new(self, one: str) -> bool:
+        """True for the first call with *one*."""
+        with self._lock:
+            if one in self._seen:
+                return False
+            self._seen[one] = None
+            if len(self._seen) > _LIMIT:
+                self._seen.popitem(last=False)
+            return True
+
+
+TURNS: Final = Once()
+"""Turns of agents whose tokens were counted: several streams may show the same one."""
+
+
 def count_once(job: str, response_id: str | None, status: str | None, usage: Usage | None) -> Usage | None:
     """Return *usage* if this call is the one to count it.
 

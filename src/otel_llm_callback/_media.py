@@ -22,7 +22,7 @@ from ._readers import (
     utf8_length,
 )
 from .content import ContentReaders, Message
-from .types import ChunkKind
+from .types import ChunkKind, Usage
 
 _Table = Mapping[str, tuple[str, Callable[[object], object]]]
 
@@ -84,6 +84,21 @@ def search_request(body: Mapping[str, object]) -> RequestFacts:
     """Read a search of a vector store."""
     store = label(body.get("vector_store_id"))
     return {} if store is None else {"data_source_id": store}
+
+
+def grader_request(body: Mapping[str, object]) -> RequestFacts:
+    """Read a request to grade a sample; the model, if any, is the grader's."""
+    return read_request(fields(body.get("grader")), _PLAIN)
+
+
+def grader_response(parsed: object) -> ResponseFacts:
+    """Read a grade; of the tokens only the sum is told."""
+    details = all_fields(all_fields(parsed).get("metadata"))
+    total = count(details.get("token_usage"))
+    return {
+        "model": label(details.get("sampled_model_name")),
+        "usage": None if total is None else Usage(total_tokens=total),
+    }
 
 
 def unmeasured(_: Mapping[str, object]) -> int | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
-from . import _media, _messages
+from . import _agents, _media, _messages
 from ._folds import ChatFold, Fold, chat_chunk_text
 from ._readers import RequestFacts, ResponseFacts, chat_context_length, chat_request, chat_response
 from ._responses import (
@@ -93,6 +93,21 @@ def _job(name: str, where: str) -> Operation:
     return replace(_other(name, where, _media.plain_request), response=_media.job_response)
 
 
+def _agent(name: str, where: str) -> Operation:
+    """A row for a managed agent, which works on the server while its session lives."""
+    return Operation(
+        name=name,
+        api="agents",
+        where=where,
+        request=_agents.agent_request,
+        response=_agents.agent_response,
+        fold=_agents.AgentFold,
+        chunk_text=_agents.agent_chunk_text,
+        content=_media.NO_CONTENT,
+        context_length=_agents.agent_context_length,
+    )
+
+
 OPERATIONS: Final[Mapping[str, Operation]] = {
     "POST /chat/completions": Operation(
         name="chat",
@@ -143,6 +158,15 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "POST /threads/{thread_id}/runs": _job("thread_run", "threads.runs.create"),
     "POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs": _job(
         "thread_run", "threads.runs.submit_tool_outputs"
+    ),
+    "POST /agents/sessions": _agent("agent_session", "agents.sessions.create"),
+    "POST /agents/sessions/{session_id}/events": _agent("agent_input", "agents.sessions.events.create"),
+    "GET /agents/sessions/{session_id}/events": _agent("agent_events", "agents.sessions.events.stream"),
+    "POST /agents/automations/{automation_id}/invocations": _job(
+        "agent_invocation", "agents.automations.invocations.create"
+    ),
+    "POST /fine_tuning/alpha/graders/run": replace(
+        _other("grader_run", "fine_tuning.alpha.graders.run", _media.grader_request), response=_media.grader_response
     ),
 }
 

@@ -6,7 +6,8 @@ what a server or a caller writes there is not ours to judge. A missing count sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields as fields_of
 from typing import Any, Final, TypedDict, cast
 
 from .types import Usage
@@ -249,3 +250,16 @@ def read_usage(usage: object) -> Usage | None:
         cached_audio_tokens=count(cached.get("audio_tokens")),
         cached_image_tokens=count(cached.get("image_tokens")),
     )
+
+
+def add_usage(usages: Iterable[Usage]) -> Usage | None:
+    """Return the sum, each count of those that report it; None if there are none."""
+    known = list(usages)
+    if len(known) <= 1:
+        return known[0] if known else None
+    return Usage(**{field.name: _sum(getattr(usage, field.name) for usage in known) for field in fields_of(Usage)})
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = [one for one in counts if one is not None]
+    return sum(known) if known else None

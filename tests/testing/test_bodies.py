@@ -61,6 +61,8 @@ USUAL = [
     ("videos.create", {"prompt": "a"}),
     ("videos.remix", {"video_id": "video_1", "prompt": "a"}),
     ("decisions.create", {"model": "gpt-6-luna", "input": "a", "questions": []}),
+    ("videos.edit", {"prompt": "a", "video": ("a.mp4", b"ftyp", "video/mp4")}),
+    ("beta.agents.automations.invocations.create", {"automation_id": "automation_1"}),
     ("beta.threads.create_and_run", {"assistant_id": "asst_1"}),
     ("beta.threads.runs.create", THREAD),
 ]

@@ -6,9 +6,13 @@ Public API. :class:`TelemetryCollector` needs the SDK (extra ``otlp``); the rest
 """
 
 from ._bodies import (
+    agent_invocation,
+    agent_session,
+    agent_session_events,
     compaction,
     decision,
     embedding_list,
+    grade,
     image_events,
     image_list,
     moderation,
@@ -64,6 +68,9 @@ __all__ = [
     "ScriptedServer",
     "StreamReply",
     "TelemetryCollector",
+    "agent_invocation",
+    "agent_session",
+    "agent_session_events",
     "chat_chunk",
     "chat_chunks",
     "chat_completion",
@@ -72,6 +79,7 @@ __all__ = [
     "decision",
     "embedding_list",
     "error_body",
+    "grade",
     "image_events",
     "image_list",
     "make_chunk",

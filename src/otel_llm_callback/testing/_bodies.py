@@ -451,6 +451,122 @@ def thread_run_events(
     return [f"event: {name}\ndata: {json.dumps(data)}\n\n".encode() for name, data in events]
 
 
+def agent_session(
+    *, model: str = "gpt-6-luna", status: str = "in_progress", session_id: str = "sess_1"
+) -> dict[str, Any]:
+    """Return the body of a managed agent's session.
+
+    Args:
+        model: The model of its agent.
+        status: Such as ``in_progress``, ``idle`` or ``failed``.
+        session_id: Its id.
+    """
+    return {
+        "id": session_id,
+        "object": "agent.session",
+        "created_at": CREATED,
+        "last_active_at": CREATED,
+        "agent": {"id": "agent_1", "model": model, "tools": [], "service_tier": "auto"},
+        "environment": {"type": "none"},
+        "error": "The server had an error." if status == "failed" else None,
+        "metadata": {},
+        "required_actions": [],
+        "status": status,
+        "usage": None,
+        "vault_ids": [],
+    }
+
+
+def agent_session_events(
+    text: str | Sequence[str] = TEXT,
+    *,
+    model: str = "gpt-6-luna",
+    status: str = "completed",
+    usage: Counts | None = (5, 7),
+    turn_id: str = "turn_1",
+    session_id: str = "sess_1",
+    error_code: str = "server_error",
+) -> list[dict[str, Any]]:
+    """Return the events of one turn of a managed agent, from the beginning of its session until that is idle.
+
+    Args:
+        text: Cut at the words, or pieces to be sent as they are.
+        model: The model of the agent.
+        status: How the turn ends: ``completed``, ``failed`` or ``cancelled``.
+        usage: Of the turn; None leaves it out.
+        turn_id: Its id.
+        session_id: Of the session.
+        error_code: Of a turn that failed.
+    """
+    known = {"session_id": session_id, "turn_id": turn_id}
+    turn: dict[str, Any] = {
+        "id": turn_id,
+        "object": "agent.session.turn",
+        "agent_id": "agent_1",
+        "created_at": CREATED,
+        "session_id": session_id,
+        "status": "in_progress",
+    }
+    done = {**turn, "status": status}
+    if status == "failed":
+        done["error"] = {"code": error_code, "message": "The server had an error."}
+    if usage is not None:
+        done["usage"] = _input_usage(usage)
+    place = {**known, "item_id": "msg_1", "output_index": 0, "content_index": 0}
+    events = [
+        {
+            "type": "agent.session.created",
+            "session": agent_session(model=model, status="in_progress", session_id=session_id),
+        },
+        {"type": "agent.session.turn.created", **known, "turn": turn},
+        *({"type": "agent.session.turn.output_text.delta", **place, "delta": piece} for piece in cut_at_words(text)),
+        {"type": f"agent.session.turn.{status}", **known, "turn": done, "usage": done.get("usage")},
+        {"type": "agent.session.idle", "session": agent_session(model=model, status="idle", session_id=session_id)},
+    ]
+    return [{"event_id": f"event_{number}", **event} for number, event in enumerate(events, 1)]
+
+
+def agent_invocation(*, status: str = "queued", error_code: str = "delivery_failed") -> dict[str, Any]:
+    """Return the body of an attempt to have an automation's agent work.
+
+    Args:
+        status: ``queued``, ``completed``, ``failed`` or ``skipped``.
+        error_code: Of one that failed.
+    """
+    return {
+        "id": "invocation_1",
+        "object": "agent.automation.invocation",
+        "automation_id": "automation_1",
+        "created_at": CREATED,
+        "source": {"type": "manual"},
+        "status": status,
+        "error": {"code": error_code, "message": "It could not be delivered."} if status == "failed" else None,
+    }
+
+
+def grade(*, model: str = "gpt-4o-mini", total_tokens: int | None = 12) -> dict[str, Any]:
+    """Return the body of a grader's answer.
+
+    Args:
+        model: The model it asked.
+        total_tokens: None if it asked none.
+    """
+    return {
+        "metadata": {
+            "name": "grader",
+            "type": "score_model",
+            "errors": {},
+            "execution_time": 0.1,
+            "sampled_model_name": model,
+            "scores": {},
+            "token_usage": total_tokens,
+        },
+        "model_grader_token_usage_per_model": {},
+        "reward": 1.0,
+        "sub_rewards": {},
+    }
+
+
 def cut_at_words(text: str | Sequence[str]) -> Sequence[str]:
     """Return the words of a text with the space behind them; pieces stay as they are."""
     return re.findall(r"\S+\s*", text) if isinstance(text, str) else text

@@ -25,11 +25,15 @@ from ._bodies import (
     SPEECH,
     TEXT,
     Counts,
+    agent_invocation,
+    agent_session,
+    agent_session_events,
     chat_usage,
     compaction,
     cut_at_words,
     decision,
     embedding_list,
+    grade,
     image_events,
     image_list,
     moderation,
@@ -582,6 +586,14 @@ def _usual_run(request: ReceivedRequest, _number: int) -> Reply:
     return JsonReply(thread_run())
 
 
+def _usual_agent(request: ReceivedRequest, _number: int) -> Reply:
+    if request.method == "GET" or _asked_to_stream(request):
+        return StreamReply(agent_session_events(), done=False, named=True)
+    if request.path.endswith("/events"):
+        return JsonReply(b"", status=202)
+    return JsonReply(agent_session(model=str((request.json.get("agent") or {}).get("model", "gpt-6-luna"))))
+
+
 def _always(body: Callable[[], dict[str, Any]]) -> Callable[[ReceivedRequest, int], Reply]:
     return lambda _request, _number: JsonReply(body())
 
@@ -616,6 +628,11 @@ _USUAL: Final[Mapping[str, Callable[[ReceivedRequest, int], Reply]]] = MappingPr
         "POST /threads/runs": _usual_run,
         "POST /threads/*/runs": _usual_run,
         "POST /threads/*/runs/*/submit_tool_outputs": _usual_run,
+        "POST /agents/sessions": _usual_agent,
+        "POST /agents/sessions/*/events": _usual_agent,
+        "GET /agents/sessions/*/events": _usual_agent,
+        "POST /agents/automations/*/invocations": _always(agent_invocation),
+        "POST /fine_tuning/alpha/graders/run": _always(grade),
         "GET /models": _usual_models,
     }
 )
