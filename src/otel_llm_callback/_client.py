@@ -30,6 +30,7 @@ _OF_THE_ADAPTER: Final = frozenset(
         "logger_provider",
         "capture_content",
         "error_text",
+        "tool_details",
         "content_limit",
         "redactor",
         "metrics",

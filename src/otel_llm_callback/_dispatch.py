@@ -69,6 +69,7 @@ class Dispatcher:
         "_chunk",
         "_error",
         "_idle",
+        "_partial",
         "_received",
         "_sent",
         "_shares_trace",
@@ -77,6 +78,7 @@ class Dispatcher:
         "measures",
         "reads_request",
         "required",
+        "shows_partial",
         "wants_chunk_text",
         "wants_chunks",
     )
@@ -87,6 +89,8 @@ class Dispatcher:
         self._chunk = _hooks(self.listeners, "on_stream_chunk")
         self._received = _hooks(self.listeners, "on_response_received")
         self._error = _hooks(self.listeners, "on_error")
+        self._partial: list[Any] = [one.callback for one in self.listeners if one.trusted and one.content == "lazy"]
+        self.shows_partial = bool(self._partial)
         self.reads_request = any(level != "none" for _, level, _ in self._sent)
         self.keeps_response = any(level != "none" for _, level, _ in self._received)
         self.wants_chunks = bool(self._chunk)
@@ -126,8 +130,10 @@ class Dispatcher:
         for hook, level, _ in self._received:
             hook(metadata, "" if level == "none" or content is None else content.at(level))
 
-    def error(self, error: BaseException, context: ErrorContext) -> None:
-        """Tell of a failure."""
+    def error(self, error: BaseException, context: ErrorContext, content: Payload | None = None) -> None:
+        """Tell of a failure; *content* is what had arrived, for the adapter alone: ``on_error`` takes none."""
+        for adapter in self._partial if content is not None else ():
+            adapter.keep_partial(context.request.call_id, content)
         for hook, _, _ in self._error:
             hook(error, context)
 

@@ -279,9 +279,8 @@ class Exchange:
             ended = _clock()
             arrived = self.chunk_count > 0 or self._parsed is not None
             partial = self._response(_outcome(error), ended) if arrived else None
-            self._dispatcher.error(
-                error, self._context(error, partial, self._wall(ended), (ended - self._started) / 1e6)
-            )
+            context = self._context(error, partial, self._wall(ended), (ended - self._started) / 1e6)
+            self._dispatcher.error(error, context, self._partial_payload() if arrived else None)
         except Exception as failure:  # noqa: BLE001 - reading SDK objects of any version
             _faults.report("fail", failure, "a failed call was not told")
         self._forget()
@@ -291,7 +290,8 @@ class Exchange:
         code = metadata.failure or ""
         partial = replace(metadata, outcome="error")
         error = FailedResponseError(code)
-        self._dispatcher.error(error, self._context(error, partial, metadata.ended_ns, metadata.response_time_ms))
+        context = self._context(error, partial, metadata.ended_ns, metadata.response_time_ms)
+        self._dispatcher.error(error, context, self._partial_payload())
 
     def body_closed(self) -> None:
         """End because the body was closed, unless the stream is just reading it."""
@@ -413,6 +413,13 @@ class Exchange:
     def _response_payload(self) -> Payload | None:
         body = self._body() if self._dispatcher.keeps_response else None
         return None if body is None else Payload(body, self._operation.content, self._redactor)
+
+    def _partial_payload(self) -> Payload | None:
+        try:
+            return self._response_payload() if self._dispatcher.shows_partial else None
+        except Exception as error:  # noqa: BLE001 - reading SDK objects of any version
+            _faults.report("read", error, "what had arrived of a failed call was not understood")
+            return None
 
     def _context(
         self, error: BaseException, partial: ResponseMetadata | None, ended_ns: int, response_time_ms: float

@@ -46,6 +46,7 @@ class Settings:
         emit_event: Write the convention's log event; None for: if ``capture_content`` names events.
         exceptions: Where exceptions are recorded: as span events, as log events, or as both.
         error_text: Show exception messages in telemetry; they may quote prompts.
+        tool_details: Show description and parameters of tools too where tool definitions are shown.
         content_limit: Characters of one content attribute.
         redactor: Applied to every text that may be content; fails closed.
         include_usage: Have chat and completion streams carry usage; the extra chunk stays hidden from the caller.
@@ -72,6 +73,7 @@ class Settings:
     emit_event: bool | None = None
     exceptions: ExceptionSignal = "span"
     error_text: bool = False
+    tool_details: bool = False
     content_limit: int = DEFAULT_LIMIT
     redactor: Redactor | None = None
     include_usage: bool = False
@@ -223,6 +225,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _parse_exceptions,
     ),
     Setting("error_text", PREFIX + "ERROR_TEXT", _TRUTH, _truth, _parse_truth),
+    Setting("tool_details", PREFIX + "TOOL_DETAILS", _TRUTH, _truth, _parse_truth),
     Setting("content_limit", PREFIX + "CONTENT_LIMIT", "a whole number from 2", _integer(2), int),
     Setting("redactor", PREFIX + "REDACTOR", "a function; in the environment `module:object`", _function),
     Setting("include_usage", PREFIX + "INCLUDE_USAGE", _TRUTH, _truth, _parse_truth),

@@ -134,12 +134,14 @@ class Gate:
         error_text: Whether exception messages may be shown.
         limit: Longest content attribute, in characters.
         redactor: Applied to every text that is shown.
+        tool_details: Whether a tool is shown with its description and parameters, or by type and name only.
     """
 
     mode: CaptureMode = "no_content"
     error_text: bool = False
     limit: int = DEFAULT_LIMIT
     redactor: Redactor | None = None
+    tool_details: bool = False
 
     @property
     def on_spans(self) -> bool:
@@ -156,6 +158,12 @@ class Gate:
         if self.redactor is not None:
             messages = redact(messages, self.redactor)
         return fit(messages, self.limit)
+
+    def tools(self, tools: list[Message]) -> str:
+        """Return tool definitions as JSON text no longer than the limit."""
+        if not self.tool_details:
+            tools = [{key: tool[key] for key in ("type", "name") if key in tool} for tool in tools]
+        return self.messages(tools)
 
     def text(self, text: str) -> str:
         """Return *text* redacted and no longer than the limit."""

@@ -577,7 +577,7 @@ def test_the_sweep_finds_what_is_shown(server, telemetry, logs, our_log):
     """With everything switched on the same sweep finds content, so its silence means something."""
     server.reply = always(JsonReply(ANSWER, headers=HEADERS))
     recorder = RecordingCallback(content="none")
-    instrument(telemetry, recorder, logs=logs, capture_content="span_and_event")
+    instrument(telemetry, recorder, logs=logs, capture_content="span_and_event", tool_details=True)
     with openai.OpenAI(**credentials(server)) as client:
         ask(client)
     found = everything(telemetry, logs, our_log, recorder)
@@ -1076,9 +1076,20 @@ def test_input_items_have_the_shape_of_the_conventions(client, telemetry, valida
     assert [(message["role"], message["parts"]) for message in found] == expected
 
 
+@pytest.mark.parametrize("details", [False, True])
+def test_tools_are_shown_in_full_only_if_asked_for(client, telemetry, validate, details):
+    """By default a tool has what the conventions require, its type and name; the rest has a switch of its own."""
+    instrument(telemetry, capture_content="span_only", tool_details=details)
+    client.chat.completions.create(model="m", messages=[], tools=[TOOL])
+    found = captured(telemetry)[TOOLS]
+    validate(TOOLS, found)
+    shown = TOOL["function"] if details else {"name": TOOL["function"]["name"]}
+    assert found == [{"type": "function", **shown}]
+
+
 def test_instructions_and_tools_stand_apart(client, telemetry, validate):
     """What is given outside the input is not among the messages; a built-in tool has its type as name."""
-    instrument(telemetry, capture_content="span_only")
+    instrument(telemetry, capture_content="span_only", tool_details=True)
     client.responses.create(model="m", input="hi", instructions="be terse", tools=RESPONSE_TOOLS)
     found = captured(telemetry)
     validate(INSTRUCTIONS, found[INSTRUCTIONS])
@@ -1343,7 +1354,8 @@ def test_redactor_is_applied_to_everything(server, telemetry, logs, our_log):
     """Every text of every message, tool definition and argument passes the redactor, on spans and on events."""
     server.reply = always(JsonReply(ANSWER, headers=HEADERS))
     recorder = RecordingCallback(content="none")
-    instrument(telemetry, recorder, logs=logs, capture_content="span_and_event", redactor=lambda _: "X")
+    settings = {"capture_content": "span_and_event", "tool_details": True, "redactor": lambda _: "X"}
+    instrument(telemetry, recorder, logs=logs, **settings)
     with openai.OpenAI(**credentials(server)) as client:
         ask(client)
     found = everything(telemetry, logs, our_log, recorder)
@@ -1401,6 +1413,69 @@ def test_redactor_never_changes_what_is_sent_or_returned(server, client, telemet
     assert answer.choices[0].message.content.startswith("Hello!")
 
 
+# --- What had arrived of a call that failed ---------------------------------------------------------------------------
+
+
+def cut_off(events, after):
+    return StreamReply(events, done=False, named=True, cut_after=after)
+
+
+PARTIAL = {
+    "chat": (
+        lambda client: list(client.chat.completions.create(model="m", messages=[], stream=True)),
+        StreamReply(chat_chunks(["Once ", "upon "]), cut_after=2),
+        {"role": "assistant", "parts": [text("Once ")]},
+    ),
+    "response": (
+        lambda client: list(client.responses.create(model="m", input="a", stream=True)),
+        cut_off(response_events(["Once ", "upon "]), 5),
+        {"role": "assistant", "parts": [text("Once ")], "finish_reason": "incomplete"},
+    ),
+    "response that says it failed": (
+        lambda client: client.responses.create(model="m", input="a"),
+        JsonReply({**response_object("Once "), "status": "failed", "error": {"code": "server_error", "message": "no"}}),
+        {"role": "assistant", "parts": [text("Once ")], "finish_reason": "error"},
+    ),
+    "nothing yet": (
+        lambda client: list(client.chat.completions.create(model="m", messages=[], stream=True)),
+        StreamReply(chat_chunks(["Once "]), cut_after=0),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARTIAL)
+@pytest.mark.parametrize("mode", ["no_content", "span_only", "event_only", "span_and_event"])
+def test_partial_output_of_a_failed_call_goes_where_output_goes(server, client, telemetry, logs, validate, case, mode):
+    """What a model said before it broke off is what people look for; what it did not say is not made up."""
+    call, server.reply, expected = PARTIAL[case][0], always(PARTIAL[case][1]), PARTIAL[case][2]
+    instrument(telemetry, logs=logs, capture_content=mode, emit_event=True)
+    with contextlib.suppress(Exception):
+        call(client)
+    (span,) = telemetry.spans()
+    (record,) = logs.records
+    found = captured(telemetry).get(OUTPUT)
+    told = json.loads(json.dumps(record.attributes.get(OUTPUT)))
+    shown = None if expected is None else [expected]
+    validate(OUTPUT, shown or [])
+    assert found == (shown if mode in {"span_only", "span_and_event"} else None)
+    assert told == (shown if mode in {"event_only", "span_and_event"} else None)
+    assert span.attributes["llm_callback.outcome"] == "error"
+
+
+def test_partial_output_is_redacted_and_kept_from_callbacks_without_content(server, client, telemetry):
+    """It goes through the gate, and ``on_error`` is given facts only."""
+    server.reply = always(StreamReply(chat_chunks(["secret ", "upon "]), cut_after=2))
+    recorder = RecordingCallback(content="none")
+    instrument(telemetry, recorder, capture_content="span_only", redactor=lambda _: "X")
+    with pytest.raises(Exception, match=r"."):
+        list(client.chat.completions.create(model="m", messages=[], stream=True))
+    assert captured(telemetry)[OUTPUT][0]["parts"] == [text("X")]
+    (failed,) = recorder.errors
+    assert failed.partial is not None
+    assert "secret" not in pickle.dumps([failed.partial, str(failed)]).decode("latin-1")
+
+
 # --- Error text -------------------------------------------------------------------------------------------------------
 
 
@@ -1450,7 +1525,7 @@ def test_event_has_the_attributes_of_the_span_and_structured_content(server, cli
     content = {
         INPUT: [{"role": "user", "parts": [text("hi")]}],
         OUTPUT: [{"role": "assistant", "parts": [text(answer)], "finish_reason": "stop"}],
-        TOOLS: [{"type": "function", **TOOL["function"]}],
+        TOOLS: [{"type": "function", "name": TOOL["function"]["name"]}],
     }
     expected = {**span.attributes, **content}
     name = "gen_ai.client.inference.operation.details"

@@ -146,6 +146,11 @@ class OpenTelemetryCallback:
         self._metrics.response(metadata, held.context, gaps=self._chunk_timing == "bounded")
         held.span.end(metadata.ended_ns)
 
+    def keep_partial(self, call_id: str, content: Payload) -> None:
+        """Keep what had arrived of a call that fails now, for its span: ``on_error`` is given no content."""
+        if (held := self._open.get(call_id)) is not None:
+            held.partial = content
+
     def on_error(self, error: BaseException, context: ErrorContext) -> None:
         """Finish the span as failed and record the metrics."""
         held = self._open.pop(context.request.call_id, None)
@@ -226,9 +231,9 @@ class OpenTelemetryCallback:
             return
         body, readers = payload.body, payload.readers
         found = {
-            n.INPUT_MESSAGES: self._shown(readers.input_messages, body),
-            n.SYSTEM_INSTRUCTIONS: self._shown(readers.system_instructions, body),
-            n.TOOL_DEFINITIONS: self._shown(readers.tool_definitions, body),
+            n.INPUT_MESSAGES: self._shown(readers.input_messages, body, self.gate.messages),
+            n.SYSTEM_INSTRUCTIONS: self._shown(readers.system_instructions, body, self.gate.messages),
+            n.TOOL_DEFINITIONS: self._shown(readers.tool_definitions, body, self.gate.tools),
         }
         texts = {name: text for name, text in found.items() if text is not None}
         if self.gate.on_spans:
@@ -252,32 +257,37 @@ class OpenTelemetryCallback:
         if not response_json and not isinstance(response_json, Payload):
             return None
         payload = _payload(response_json, api)
-        return self._shown(payload.readers.output_messages, payload.body)
+        return self._shown(payload.readers.output_messages, payload.body, self.gate.messages)
 
-    def _shown(self, read: Callable[[Any], list[Message]], body: object) -> str | None:
+    def _shown(
+        self, read: Callable[[Any], list[Message]], body: object, show: Callable[[list[Message]], str]
+    ) -> str | None:
         """What may be shown of *body* as JSON text, None if it holds nothing of the kind."""
         try:
             messages = read(body)
-            return self.gate.messages(messages) if messages else None
+            return show(messages) if messages else None
         except Exception as error:  # noqa: BLE001 - an odd body must not cost the span or the metrics
             _faults.report("content", error, "a body could not be made into messages")
             return None
 
     def _write_error(self, held: _OpenSpan, error: BaseException, context: ErrorContext) -> None:
         attributes = _error_attributes(context)
+        partial = held.partial if held.recording else None
+        text = None if partial is None else self._output(partial, context.request.api)
         message = self.gate.text(str(error)) if self.gate.error_text else None
         exception: dict[str, str] = {n.EXCEPTION_TYPE: _qualified_name(error)}
         if message:
             exception[n.EXCEPTION_MESSAGE] = message
         if held.recording:
-            held.span.set_attributes(attributes)
+            shown = {n.OUTPUT_MESSAGES: text} if text is not None and self.gate.on_spans else {}
+            held.span.set_attributes({**attributes, **shown})
             _add_events(held, context.partial, context)
             if self._exceptions != "logs":
                 held.span.add_event(n.EVENT_EXCEPTION, exception, context.ended_ns)
             held.span.set_status(Status(StatusCode.ERROR, message))
         if self._events is not None:
             if self._writes_details:
-                self._write_details(held, context.request, attributes, None, context.ended_ns)
+                self._write_details(held, context.request, attributes, text, context.ended_ns)
             if self._exceptions != "span":
                 self._events.exception(exception, held.context, context.ended_ns)
 
@@ -298,7 +308,7 @@ class OpenTelemetryCallback:
 class _OpenSpan:
     """A span that has not ended; as a context manager it makes the span current."""
 
-    __slots__ = ("_token", "content", "context", "last_chunk_ns", "recording", "span")
+    __slots__ = ("_token", "content", "context", "last_chunk_ns", "partial", "recording", "span")
 
     def __init__(self, span: Span, metadata: RequestMetadata) -> None:
         self.span = span
@@ -306,6 +316,7 @@ class _OpenSpan:
         self.context: Context = set_span_in_context(span)
         self.last_chunk_ns = metadata.started_ns
         self.content: dict[str, str] | None = None
+        self.partial: Payload | None = None
         self._token: Token[Context] | None = None
 
     @property

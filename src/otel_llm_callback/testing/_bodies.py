@@ -513,7 +513,7 @@ def agent_session_events(
     if usage is not None:
         done["usage"] = _input_usage(usage)
     place = {**known, "item_id": "msg_1", "output_index": 0, "content_index": 0}
-    events = [
+    events: list[dict[str, Any]] = [
         {
             "type": "agent.session.created",
             "session": agent_session(model=model, status="in_progress", session_id=session_id),
