@@ -70,7 +70,7 @@ OWN = {
         "telemetry",
         "types",
     },
-    "_status": {"_faults", "_operations", "instrumentor"},
+    "_status": {"_background", "_client", "_faults", "_operations", "instrumentor"},
     "_observe": {
         "_dispatch",
         "_exchange",
@@ -103,6 +103,7 @@ OWN = {
     "_websockets": {
         "_exchange",
         "_faults",
+        "_jobs",
         "_openai",
         "_operations",
         "_readers",

@@ -9,28 +9,26 @@ import asyncio
 import contextlib
 import gc
 import inspect
-import json
 import socket
-import threading
 import weakref
 from decimal import Decimal
 from types import SimpleNamespace
 
 import openai
 import pytest
+from websocket_server import CLOSE, DROP, Server, done, make_client, told
 
 import otel_llm_callback
 from otel_llm_callback import PriceTable, instrument, suppress, uninstrument
 from otel_llm_callback.callbacks import CostTracker
 from otel_llm_callback.testing import RecordingCallback
 
-sync_server = pytest.importorskip("websockets.sync.server")
+pytest.importorskip("websockets.sync.server")
 realtime = pytest.importorskip("openai.resources.realtime.realtime")
 responses = pytest.importorskip("openai.resources.responses.responses")
 if not hasattr(responses, "ResponsesConnection"):
     pytest.skip("this openai has no responses.connect", allow_module_level=True)
 
-DROP, CLOSE = "drop", "close"
 SECRET = "the secret of the house"
 SOUND = "UklGRiQAAABXQVZF"
 SESSION = {
@@ -72,54 +70,11 @@ def spoken(api, number=1, *, status="completed", sound=False):
     ]
 
 
-class Server:
-    """A websocket server; `script` holds what it does for each ``response.create``, `greeting` what it opens with."""
-
-    def __init__(self):
-        self.script = []
-        self.greeting = []
-        self._server = sync_server.serve(self._serve, "127.0.0.1", 0)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        self.port = self._server.socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-
-    def _serve(self, peer):
-        self._play(peer, self.greeting)
-        with contextlib.suppress(Exception):  # the client may close at any time
-            for message in peer:
-                if json.loads(message)["type"] == "response.create":
-                    self._play(peer, self.script.pop(0))
-
-    def _play(self, peer, steps):
-        for step in steps:
-            if step == DROP:
-                peer.socket.shutdown(2)
-                return
-            if step == CLOSE:
-                peer.close()
-                return
-            peer.send(json.dumps(step))
-
-    def stop(self):
-        self._server.shutdown()
-        self._thread.join(10)
-
-
 @pytest.fixture
 def sockets():
     server = Server()
     yield server
     server.stop()
-
-
-async def done(value):
-    """The result, whichever client it is of."""
-    return await value if inspect.isawaitable(value) else value
-
-
-def make_client(server, is_async):
-    return (openai.AsyncOpenAI if is_async else openai.OpenAI)(api_key="k", base_url=server.url)
 
 
 def manager_of(client, api):
@@ -161,18 +116,6 @@ async def session(server, api, is_async, *, answers=1, count=3):
         seen.append((type(error), str(error)))
     await done(client.close())
     return seen
-
-
-def told(recorder):
-    """Of each call, in the order of their beginnings: operation, names of its events, and how it ended."""
-    return [
-        (calls[0].request.operation, [event.name for event in calls], outcome_of(calls[-1]))
-        for calls in recorder.calls().values()
-    ]
-
-
-def outcome_of(end):
-    return end.context.outcome if end.name == "error" else end.metadata.outcome
 
 
 OPERATION = {"realtime": "realtime_response", "responses": "chat"}

@@ -259,3 +259,5 @@ REALTIME_RESPONSE: Final = Operation(
     context_length=responses_context_length,
 )
 SOCKET_RESPONSE: Final = replace(OPERATIONS["POST /responses"], where="responses.connect", fold=SocketFold, job=None)
+LIVE_RESPONSE: Final = replace(SOCKET_RESPONSE, where="live.response")
+LIVE_DECISION: Final = replace(OPERATIONS["POST /decisions"], where="live.decision")

@@ -21,6 +21,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -29,9 +30,12 @@ from wrapt import register_post_import_hook
 
 from . import _faults, _openai
 from ._exchange import Exchange, _streaming, has_abandoned, sweep
+from ._jobs import Once
 from ._operations import Operation
 from ._readers import all_fields, fields, label
 from ._realtime import (
+    LIVE_DECISION,
+    LIVE_RESPONSE,
     LIVE_SESSION,
     REALTIME_RESPONSE,
     REALTIME_SESSION,
@@ -45,6 +49,7 @@ from ._scope import Scope, current
 from .types import Outcome, RequestMetadata
 
 _SWEPT_PER_SESSION: Final = 16
+_MAX_DELEGATIONS: Final = 1024
 _CREATE: Final = "response.create"
 _NOT_GIVEN: Final = frozenset(("NotGiven", "Omit"))
 _TERMINAL: Final = frozenset(
@@ -130,7 +135,7 @@ class _Session:
 
     def asked(self, event: Mapping[str, Any]) -> _Waiting:
         """Begin the response that a ``response.create`` event asks for."""
-        waiting = _Waiting(self._begin(self._body(event)), self._mark(event))
+        waiting = _Waiting(self._begin(self.response, self._body(event)), self._mark(event))
         with self._lock:
             self._waiting.append(waiting)
         return waiting
@@ -149,11 +154,11 @@ class _Session:
         else:
             exchange.fail(error)
 
-    def _begin(self, body: Mapping[str, Any]) -> Exchange | None:
+    def _begin(self, operation: Operation | None, body: Mapping[str, Any], *, stream: bool = True) -> Exchange | None:
         # In the session's context, so that its span is the parent; a copy, as two threads may be at this at once.
-        if self.response is None or self._context is None:
+        if operation is None or self._context is None:
             return None
-        exchange = self._exchange(self._reader(self.response), body, current.get() or self._scope, stream=True)
+        exchange = self._exchange(self._reader(operation), body, current.get() or self._scope, stream=stream)
         if exchange is not None:
             self._context.copy().run(_tell, exchange)
         return exchange
@@ -167,7 +172,7 @@ class _Session:
         provider, address, port = self._place
         started = time.perf_counter_ns()
         session: Any = {} if scope is None or scope.session is None else scope.session.facts
-        facts: Any = {"model": self._asked_model or self._model, **operation.request(body)}
+        facts: Any = {"model": self._usual_model(), **operation.request(body)}
         request = RequestMetadata(
             call_id=new_id(),
             api=operation.api,
@@ -238,10 +243,14 @@ class _Session:
             waiting = self._match(event)
             if waiting is not None:
                 self._waiting.remove(waiting)
-        exchange = self._begin({}) if waiting is None else waiting.exchange
+        exchange = self._begin_unasked(event) if waiting is None else waiting.exchange
         with self._lock:
             self._active[key] = exchange
         return exchange
+
+    def _begin_unasked(self, _event: Any) -> Exchange | None:
+        """Begin a response that is the server's own doing."""
+        return self._begin(self.response, {})
 
     def _refuse(self, event: Any) -> None:
         """End the response that an ``error`` event is about, if it is about one."""
@@ -298,6 +307,10 @@ class _Session:
         return [exchange for exchange in exchanges if exchange is not None]
 
     # --- What differs between the APIs --------------------------------------------------------------------------------
+
+    def _usual_model(self) -> str | None:
+        """The model of a request that names none."""
+        return self._asked_model or self._model
 
     def _reader(self, operation: Operation) -> Operation:
         return operation
@@ -381,7 +394,109 @@ class _TranslationSession(_Session):
 
 
 class _LiveSession(_Session):
+    """The Live API: the voice model hands work to a model of the Responses or Decisions API, whose events are nested.
+
+    What the voice model takes is told in seconds, not in tokens, so only what it hands on are responses.
+    """
+
     operation = LIVE_SESSION
+    response = LIVE_RESPONSE
+
+    def __init__(self, seam: _openai.Seam, manager: Any) -> None:
+        super().__init__(seam, manager)
+        self._backend: Mapping[str, Any] = {}
+        self._delegated: dict[str, None] = {}
+
+    def event(self, event: Any) -> None:
+        """Take in an event of the server."""
+        data = fields(event)
+        kind = data.get("type")
+        if kind == "response.event":
+            self._nested(data)
+        elif kind == "decision.event":
+            self._decided(data)
+        elif kind == "session.delegation.created":
+            self._note_delegation(fields(data.get("delegation")))
+        else:
+            super().event(event)
+
+    def _nested(self, data: Mapping[str, Any]) -> None:
+        inner, self._lost = fields(data.get("event")), None
+        event = SimpleNamespace(**{**inner, "stream_id": data.get("delegation_id")})
+        kind = inner.get("type")
+        if kind == "error":
+            with self._lock:
+                exchange = self._active.pop(self._key(event), None)
+            if exchange is not None:
+                exchange.chunk(event)
+                exchange.finish()
+        elif isinstance(kind, str) and kind.startswith("response."):
+            self._feed(kind, event)
+
+    def _note_session(self, session: Mapping[str, Any]) -> None:
+        super()._note_session(session)
+        if (delegation := session.get("delegation")) is not None:
+            own = all_fields(delegation)
+            self._backend = all_fields(own.get("responses") or own.get("decisions"))
+
+    def _note_delegation(self, delegation: Mapping[str, Any]) -> None:
+        target, name = delegation.get("target"), label(delegation.get("id"))
+        if name is None:
+            return
+        if target == "responses":
+            if len(self._delegated) < _MAX_DELEGATIONS:
+                self._delegated[name] = None
+        elif target == "decisions":
+            exchange = self._begin(LIVE_DECISION, self._backend, stream=False)
+            with self._lock:
+                self._active["decision", name] = exchange
+
+    def _decided(self, data: Mapping[str, Any]) -> None:
+        """End a decision; one that a transcript triggered is seen at its end only, and begins there."""
+        key = ("decision", label(data.get("delegation_id")))
+        with self._lock:
+            known = key in self._active
+            exchange = self._active.pop(key, None)
+        if not known:
+            exchange = self._begin(LIVE_DECISION, {}, stream=False)
+        if exchange is not None:
+            exchange.parsed(fields(data.get("event")).get("decision"))
+            exchange.finish()
+
+    def _begin_unasked(self, event: Any) -> Exchange | None:
+        # Several connections of one program may watch the same session.
+        name = label(fields(fields(event).get("response")).get("id"))
+        return self._begin(self.response, self._backend) if name is None or _seen.is_new(name) else None
+
+    def _usual_model(self) -> str | None:
+        return None  # that of the session speaks; what is handed on goes to another one
+
+    def _body(self, _event: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._backend
+
+    def _mark(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"event_id": label(event.get("event_id"))}
+
+    def _match(self, event: Any) -> _Waiting | None:
+        lane = self._key(event)
+        if isinstance(lane, str) and self._delegated.pop(lane, False) is None:
+            return None  # the first response of a delegation was asked for by the voice model
+        name = label(fields(fields(event).get("response")).get("id"))
+        if self._waiting and name is not None:
+            _seen.is_new(name)
+        return self._waiting[0] if self._waiting else None
+
+    def _take_refused(self, event: Any) -> Exchange | None:
+        about = label(all_fields(all_fields(event).get("error")).get("client_event_id"))
+        for waiting in self._waiting:
+            if about is not None and waiting.event["event_id"] == about:
+                self._waiting.remove(waiting)
+                return waiting.exchange
+        return None
+
+
+_seen: Final = Once()
+"""Responses in live sessions that were told of."""
 
 
 # Module of the SDK and what its classes begin with -> how its sessions are read.
