@@ -502,6 +502,25 @@ def test_flush_inside_a_hook_does_not_wait_for_itself(recorder):
     assert told_of(recorder, call) == ["request_sent", 0, 1, 2, "response_received"]
 
 
+@pytest.mark.parametrize("wait", [aflush, flush])
+def test_hook_that_flushes_does_not_wait_for_itself(client, wait):
+    """Its own queue is emptied by the very thread it runs on."""
+    took = []
+
+    class Callback:
+        async def on_response_received(self, metadata, response_json):
+            began = time.monotonic()
+            done = wait(A_WHILE_S)
+            took.append((await done if wait is aflush else done, time.monotonic() - began < A_WHILE_S))
+
+    register(Callback())
+    instrument()
+    for _ in range(2):
+        client.chat.completions.create(**ASKED)
+    assert flush(3 * A_WHILE_S)
+    assert took == [(True, True)] * 2
+
+
 async def test_aflush_leaves_the_loop_free(gated):
     """While ``aflush()`` waits, the event loop goes on."""
     register(gated)

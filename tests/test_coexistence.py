@@ -76,6 +76,31 @@ def test_other_instrumentation_is_named_once(monkeypatch, theirs, telemetry, exp
     assert messages(expected_logs) == [WARNING]
 
 
+@pytest.mark.parametrize("how", ["wrapt", "functools"])
+def test_one_that_comes_after_us_is_named_at_the_first_call(monkeypatch, theirs, telemetry, client, expected_logs, how):
+    """Once, however many calls there are, and not again if it was named at the start."""
+    instrument(tracer_provider=telemetry.tracer_provider)
+    wrap(monkeypatch, theirs, telemetry, how)
+    assert messages(expected_logs) == []
+    for _ in range(3):
+        client.chat.completions.create(**ASKED)
+    assert messages(expected_logs) == [WARNING]
+
+
+def test_one_that_was_named_is_not_named_again(monkeypatch, theirs, telemetry, client, expected_logs):
+    wrap(monkeypatch, theirs, telemetry, "wrapt")
+    instrument(tracer_provider=telemetry.tracer_provider)
+    client.chat.completions.create(**ASKED)
+    assert messages(expected_logs) == [WARNING]
+
+
+def test_callbacks_only_has_nothing_to_warn_of_later_either(monkeypatch, theirs, telemetry, client, recorder):
+    instrument(recorder, delivery="inline", telemetry=False)
+    wrap(monkeypatch, theirs, telemetry, "wrapt")
+    client.chat.completions.create(**ASKED)
+    assert recorder.names() == ["request_sent", "response_received"]
+
+
 def test_several_places_are_one_warning(monkeypatch, theirs, telemetry, expected_logs):
     for owner in (Completions, AsyncCompletions):
         wrap(monkeypatch, theirs, telemetry, "wrapt", owner)

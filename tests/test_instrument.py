@@ -208,7 +208,7 @@ def test_who_wraps_after_us_stays_and_we_do_nothing(server, client, recorder):
         calls.append("theirs")
         return wrapped(*args, **kwargs)
 
-    instrument(recorder, delivery="inline")
+    instrument(recorder, delivery="inline", telemetry=False)
     theirs = wrapt.FunctionWrapper(openai.OpenAI.request, wrapper)
     openai.OpenAI.request = theirs
     try:

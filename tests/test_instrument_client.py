@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from otel_llm_callback import (
+    CallbackStatus,
     MultiCallback,
     _client,
     flush,
@@ -17,6 +18,7 @@ from otel_llm_callback import (
     instrument_client,
     register,
     session,
+    status,
     suppress,
     uninstrument,
     using,
@@ -51,6 +53,24 @@ def test_one_client_is_observed_and_no_other(client, other, recorder):
     ask(other)
     assert recorder.names() == TOLD
     assert "request" not in vars(openai.OpenAI)
+
+
+def test_status_has_the_callbacks_of_clients(client, recorder):
+    """Behind those of everybody, with how they are told and what they took."""
+    gc.collect()  # the clients of other tests, which are as good as gone
+    register(everybody := RecordingCallback(), delivery="inline")
+    handle = instrument_client(client, MultiCallback(recorder, RecordingCallback()), delivery="queued")
+    ask(client)
+    assert flush(5)
+    own = {"name": "RecordingCallback", "required": False, "failed": 0, "dropped": 0, "waiting": 0, "delivered": 2}
+    assert status().callbacks == (
+        CallbackStatus(delivery="inline", client_only=False, **own),
+        CallbackStatus(delivery="queued", client_only=True, **own),
+        CallbackStatus(delivery="queued", client_only=True, **own),
+    )
+    handle.remove()
+    assert [callback.client_only for callback in status().callbacks] == [False]
+    assert everybody.names() == TOLD
 
 
 def test_handle_puts_the_client_back(client, recorder):

@@ -107,9 +107,12 @@ class Worker:
             finally:
                 self._waiting -= 1
 
-    def flush(self, deadline: float) -> bool:
-        """Wait until what is queued now was delivered; False if *deadline* (monotonic seconds) came first."""
-        if self._thread is None or self._thread is threading.current_thread():
+    def flush(self, deadline: float, caller: threading.Thread) -> bool:
+        """Wait until what is queued now was delivered; False if *deadline* (monotonic seconds) came first.
+
+        The worker's own thread, as *caller*, would wait for itself and does not.
+        """
+        if self._thread is None or self._thread is caller:
             return True
         done = threading.Event()
         return self.put(done.set) and done.wait(max(0.0, deadline - time.monotonic()))
@@ -385,10 +388,16 @@ def is_async(hook: Hook) -> bool:
     return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004
 
 
-def flush(timeout_s: float) -> bool:
-    """Deliver what is queued and what callbacks hold back now; False if that took longer than *timeout_s*."""
+def flush(timeout_s: float, caller: threading.Thread | None = None) -> bool:
+    """Deliver what is queued and what callbacks hold back now; False if that took longer than *timeout_s*.
+
+    Args:
+        timeout_s: Seconds at most.
+        caller: Who waits in truth; None for the calling thread.
+    """
+    caller = caller or threading.current_thread()
     deadline = time.monotonic() + timeout_s
-    flushed = [worker.flush(deadline) for worker in _all_workers()]  # each is asked, also after one that was late
+    flushed = [worker.flush(deadline, caller) for worker in _all_workers()]  # each is asked, whoever was late
     return _timers.flush(deadline) and all(flushed)
 
 

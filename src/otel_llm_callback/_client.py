@@ -199,6 +199,11 @@ class _State:
     def _registrations(self) -> Iterator[ClientRegistration]:
         return iter({one: None for part in list(self.parts) for one in part.registrations})
 
+    def registrations(self) -> list[ClientRegistration]:
+        """Those of the clients that are still there."""
+        with self.lock:
+            return list(self._registrations())
+
 
 _state: Final = _State()
 REGISTRY.watch(_state.refresh)
@@ -239,6 +244,11 @@ def instrument_client(client: Any, *callbacks: Any, **settings: Any) -> ClientRe
     if REGISTRY.adapter is None:
         _background.drain_at_exit(registration.settings.exit_timeout)
     return registration
+
+
+def client_registrations() -> list[ClientRegistration]:
+    """Return what is registered for clients that are still there."""
+    return _state.registrations()
 
 
 def _start(client: Any, registration: ClientRegistration) -> None:

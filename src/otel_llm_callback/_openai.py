@@ -62,6 +62,7 @@ class Seam:
         prices: Say what a call cost.
         redactor: For JSON at the level ``redacted``.
         hosts: The user's table of providers by host.
+        on_first_call: Run once, when the first call is made; must not raise.
     """
 
     dispatcher: Dispatcher
@@ -72,6 +73,7 @@ class Seam:
     prices: PriceSource | None = None
     redactor: Redactor | None = None
     hosts: Mapping[str, str] = field(default_factory=dict)
+    on_first_call: Callable[[], None] | None = None
     endpoints: dict[tuple[type, int], tuple[object, _Endpoint]] = field(default_factory=dict)
 
 
@@ -347,6 +349,9 @@ def _endpoint(seam: Seam, client: Any) -> _Endpoint:
     known = seam.endpoints.get(key)
     if known is not None and known[0] is url:
         return known[1]
+    if seam.on_first_call is not None:  # looked for here, where it costs calls to a known server nothing
+        look, seam.on_first_call = seam.on_first_call, None
+        look()
     host = url.host or None
     port = url.port or {"https": 443, "http": 80}.get(url.scheme)
     runtime = getattr(getattr(client, "_provider_runtime", None), "name", None)

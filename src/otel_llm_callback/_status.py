@@ -10,13 +10,26 @@ from typing import Any
 from opentelemetry import metrics, trace
 
 from . import _faults
+from ._background import Queued
+from ._client import client_registrations
 from ._operations import OPERATIONS
 from .instrumentor import OpenAIInstrumentor, readers_of, registrations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackStatus:
-    """One registered callback; counts are of events."""
+    """One registered callback; counts are of events.
+
+    Attributes:
+        name: Its class.
+        delivery: ``queued`` or ``inline``.
+        required: Whether it is told even of suppressed calls.
+        delivered: What its hooks took.
+        failed: On which a hook raised.
+        dropped: What was left out because the queue was full.
+        waiting: In its queue; those of several clients share one.
+        client_only: Whether it is told of the calls of some clients only, by ``instrument_client()``.
+    """
 
     name: str
     delivery: str
@@ -25,6 +38,7 @@ class CallbackStatus:
     failed: int
     dropped: int
     waiting: int
+    client_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +51,7 @@ class Status:
         covered: SDK methods that are wrapped.
         missing: SDK methods that this version lacks; what depends on them is not observed.
         operations: API methods that are observed, as ``POST /path``.
-        callbacks: The registered callbacks.
+        callbacks: The registered callbacks, first those that are told of all calls.
         errors: Failures inside the instrumentation, by stage.
         tracer_provider: Class of the tracer provider in use, None without telemetry.
         meter_provider: Class of the meter provider in use, None without telemetry.
@@ -74,7 +88,7 @@ def status() -> Status:
         covered=patch.covered if patch is not None else (),
         missing=patch.missing if patch is not None else (),
         operations=tuple(OPERATIONS),
-        callbacks=tuple(_callback_status(registration) for registration in registrations()),
+        callbacks=(*map(_callback_status, registrations()), *_client_callbacks()),
         errors=_faults.counts(),
         tracer_provider=type(providers[0]).__name__ if providers else None,
         meter_provider=type(providers[1]).__name__ if providers else None,
@@ -92,6 +106,23 @@ def _callback_status(registration: Any) -> CallbackStatus:
         dropped=registration.dropped,
         waiting=registration.waiting,
     )
+
+
+def _client_callbacks() -> list[CallbackStatus]:
+    return [
+        CallbackStatus(
+            name=type(listener.origin).__name__,
+            delivery="queued" if listener.queued else "inline",
+            required=listener.required,
+            delivered=listener.counters.delivered,
+            failed=listener.counters.failed,
+            dropped=listener.counters.dropped,
+            waiting=listener.callback.worker.waiting if isinstance(listener.callback, Queued) else 0,
+            client_only=True,
+        )
+        for registration in client_registrations()
+        for listener in registration.listeners
+    ]
 
 
 def exporters_of(provider: object) -> list[str]:

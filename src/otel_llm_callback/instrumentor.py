@@ -86,6 +86,7 @@ class _Active:
         self.adapter = make_adapter(settings) if settings.telemetry else None
         REGISTRY.set_up(settings, self.adapter or CallerSpan())
         self._own: list[Registration] = []
+        self._others: set[str] = set()
         self._register(callbacks)
         self._closed = False
         self._undo = [_background.drain_at_exit(settings.exit_timeout)]
@@ -135,21 +136,28 @@ class _Active:
                 prices=self.settings.prices,
             )
             self._undo.append(REGISTRY.watch(lambda dispatcher: setattr(seam, "dispatcher", dispatcher)))
-            others = find_wrappers()
+            self._warn_of_others()
+            seam.on_first_call = self._warn_of_others  # by then those that come after us are there too
             self.patch = _openai.patch(seam)
         except Exception as error:  # noqa: BLE001 - this may run inside the program's own `import openai`
             _faults.report("patch", error, "this version of openai cannot be observed at all")
             return
         self._undo.append(self.patch.undo)
-        if others and self.adapter is not None:
+        if self.patch.missing:
+            logger.warning(
+                "this version of openai lacks %s; what depends on it is not observed", ", ".join(self.patch.missing)
+            )
+
+    def _warn_of_others(self) -> None:
+        if self.adapter is None:
+            return
+        others = [name for name in find_wrappers() if name not in self._others]
+        if others:
+            self._others.update(others)
             logger.warning(
                 "openai is wrapped by %s already; if that makes spans, each call has two: telemetry=False leaves those "
                 "and keeps the callbacks",
                 ", ".join(others),
-            )
-        if self.patch.missing:
-            logger.warning(
-                "this version of openai lacks %s; what depends on it is not observed", ", ".join(self.patch.missing)
             )
 
 
@@ -249,19 +257,24 @@ def flush(timeout: float = 5.0) -> bool:
         timeout: Seconds at most.
 
     Returns:
-        False if not all was done in time; what is left goes on in the background.
+        False if not all was done in time; what is left goes on in the background. A hook does not wait for the queue
+        that it is itself delivered by.
     """
-    deadline = time.monotonic() + timeout
-    _exchange.sweep()
-    delivered = _background.flush(timeout)
-    return _force_flush(deadline) and delivered
+    return _flush(timeout, threading.current_thread())
 
 
 async def aflush(timeout: float = 5.0) -> bool:
     """``flush()`` that leaves the event loop free."""
     import asyncio
 
-    return await asyncio.to_thread(flush, timeout)
+    return await asyncio.to_thread(_flush, timeout, threading.current_thread())
+
+
+def _flush(timeout: float, caller: threading.Thread) -> bool:
+    deadline = time.monotonic() + timeout
+    _exchange.sweep()
+    delivered = _background.flush(timeout, caller)
+    return _force_flush(deadline) and delivered
 
 
 def shutdown(timeout: float = 5.0) -> bool:
