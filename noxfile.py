@@ -1,4 +1,7 @@
-"""Everything that must hold, on every Python found here and every ``openai`` we support. ``nox -l`` lists it."""
+"""Everything that must hold, on every Python and every ``openai`` we support. ``nox -l`` lists it.
+
+``nox`` runs each Python and each release of ``openai`` at least once; ``nox -t full`` runs them all with one another.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,18 @@ OPENAI = {
     "latest": "openai",
 }
 
+# Old with old and new with new, as they are met, and the newest client with the oldest Python.
+PAIRS = [
+    ("3.10", "1.66.5"),
+    ("3.11", "1.109.1"),
+    ("3.12", "2.0.1"),
+    ("3.13", "2.54.0"),
+    ("3.12", "3.0.0"),
+    ("3.10", "latest"),
+    ("3.13", "latest"),
+    ("3.14", "latest"),
+]
+
 
 @nox.session(tags=["quick"])
 def lint(session: nox.Session) -> None:
@@ -41,10 +56,21 @@ def types(session: nox.Session) -> None:
     session.run("pyright")
 
 
-@nox.session(python=PYTHONS)
-@nox.parametrize("openai", list(OPENAI.values()), ids=list(OPENAI))
+@nox.session
+@nox.parametrize(("python", "openai"), PAIRS, ids=[f"{python}, {openai}" for python, openai in PAIRS])
 def tests(session: nox.Session, openai: str) -> None:
     """Run the tests with one Python and one ``openai``."""
+    _run_tests(session, OPENAI[openai])
+
+
+@nox.session(python=PYTHONS, tags=["full"], default=False)
+@nox.parametrize("openai", list(OPENAI.values()), ids=list(OPENAI))
+def product(session: nox.Session, openai: str) -> None:
+    """Run the tests with any Python and any ``openai``."""
+    _run_tests(session, openai)
+
+
+def _run_tests(session: nox.Session, openai: str) -> None:
     session.install("--upgrade", "--editable", ".[all]", openai, *TEST)  # a kept environment has last month's newest
     session.run("pytest", "-m", "not packaging", *session.posargs)
 

@@ -9,6 +9,7 @@ import pytest
 
 import otel_llm_callback
 from otel_llm_callback import _faults
+from otel_llm_callback._client import client_registrations
 from otel_llm_callback._registry import REGISTRY
 from otel_llm_callback.testing import RecordingCallback, ScriptedServer, TelemetryCollector
 
@@ -51,7 +52,7 @@ def uninstrumented(no_swallowed_errors):
     """Every test begins and ends with a client nobody has touched and no callbacks."""
     yield
     otel_llm_callback.uninstrument()
-    for registration in REGISTRY.registrations:
+    for registration in (*REGISTRY.registrations, *client_registrations()):
         registration.remove()
     assert [name for name in ("request", "_process_response", "_calculate_retry_timeout") if _is_patched(name)] == []
 

@@ -57,7 +57,6 @@ def test_one_client_is_observed_and_no_other(client, other, recorder):
 
 def test_status_has_the_callbacks_of_clients(client, recorder):
     """Behind those of everybody, with how they are told and what they took."""
-    gc.collect()  # the clients of other tests, which are as good as gone
     register(everybody := RecordingCallback(), delivery="inline")
     handle = instrument_client(client, MultiCallback(recorder, RecordingCallback()), delivery="queued")
     ask(client)
