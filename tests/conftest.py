@@ -6,6 +6,7 @@ import logging
 
 import openai
 import pytest
+import schemas
 
 import otel_llm_callback
 from otel_llm_callback import _faults
@@ -100,8 +101,10 @@ def recorder():
 
 @pytest.fixture
 def telemetry():
+    """Spans and metrics; whatever messages the spans have at the end of the test are those of the conventions."""
     with TelemetryCollector() as collector:
         yield collector
+        schemas.check_spans(collector.spans())
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ _CONTAINERS: Final = frozenset(
         "tools",
     )
 )
+_JSON_TYPES: Final = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
 # A name is one of a tool, not of a person, below these keys or beside these types.
 _NAMED_KEYS: Final = frozenset(("custom", "function", "function_call"))
 _NAMED_TYPES: Final = frozenset(("custom", "function", "server_tool_call", "tool_call"))
@@ -163,7 +164,9 @@ class Gate:
         """Return tool definitions as JSON text no longer than the limit."""
         if not self.tool_details:
             tools = [{key: tool[key] for key in ("type", "name") if key in tool} for tool in tools]
-        return self.messages(tools)
+        if self.redactor is not None:
+            tools = [_redact_tool(tool, self.redactor) for tool in tools]
+        return fit(tools, self.limit)
 
     def text(self, text: str) -> str:
         """Return *text* redacted and no longer than the limit."""
@@ -219,6 +222,37 @@ def _redact(value: Any, redactor: Redactor, *, parent: str, depth: int, known: b
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
         return [_redact(item, redactor, parent=parent, depth=depth + 1, known=known) for item in value]
     return value if value is None or isinstance(value, (bool, int, float)) else _redacted(str(value), redactor)
+
+
+def _redact_tool(tool: Message, redactor: Redactor) -> Message:
+    shown: Message = redact({key: value for key, value in tool.items() if key != "parameters"}, redactor)
+    if "parameters" in tool:
+        shown["parameters"] = _redact_schema(tool["parameters"], redactor, depth=0)
+    return shown
+
+
+def _redact_schema(schema: Any, redactor: Redactor, *, depth: int) -> Any:
+    """A JSON Schema with its texts redacted that is still one: types and the names of properties stay."""
+    if depth > _MAX_DEPTH or not isinstance(schema, (Mapping, list, tuple)):
+        return redact(schema, redactor) if depth <= _MAX_DEPTH else REDACTED
+    if not isinstance(schema, Mapping):
+        return [_redact_schema(item, redactor, depth=depth + 1) for item in schema]
+    return {
+        key: item if _is_keyword(key, item, schema) else _redact_schema(item, redactor, depth=depth + 1)
+        for key, item in schema.items()
+    }
+
+
+def _is_keyword(key: str, item: Any, schema: Mapping[str, Any]) -> bool:
+    values = item if isinstance(item, (list, tuple)) else [item]
+    if key == "type":
+        return all(isinstance(value, str) and value in _JSON_TYPES for value in values)
+    properties = schema.get("properties")
+    return (
+        key == "required"
+        and isinstance(properties, Mapping)
+        and all(isinstance(value, str) and value in properties for value in values)
+    )
 
 
 def _is_structure(key: str, item: str, parent: str, siblings: Mapping[str, Any]) -> bool:
