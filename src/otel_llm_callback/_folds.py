@@ -16,7 +16,10 @@ _MAX_TOOL_CALLS: Final = 256
 
 
 class Fold(Protocol):
-    """What the exchange needs of a stream dialect."""
+    """What the exchange needs of a stream dialect.
+
+    One whose stream goes on until it is closed has ``is_over`` besides: True while nothing is under way.
+    """
 
     saw_output: bool
     """True once a chunk carried output."""
