@@ -172,6 +172,7 @@ LEFT_ALONE: Final[dict[str, tuple[str, ...]]] = {
         "POST /batches",
         "POST /batches/{}/cancel",
         "POST /evals/{}/runs",
+        "POST /evals/{}/runs/{}",  # as older releases cancel one
         "POST /evals/{}/runs/{}/cancel",
         "POST /fine_tuning/jobs",
         "POST /fine_tuning/jobs/{}/cancel",
