@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections import Counter
 
@@ -13,6 +14,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from telemetry.facts import request_attributes
 
 import otel_llm_callback
+from otel_llm_callback import RateLimit, Retry
 from otel_llm_callback.telemetry import OpenTelemetryCallback
 from otel_llm_callback.testing import (
     JsonReply,
@@ -282,14 +284,111 @@ async def test_cancelled_call_is_an_outcome_with_an_error_type(server, aclient, 
 
 
 def test_durations_include_retries(server, client, telemetry):
-    """The duration is what the caller waited, and a retry that helped leaves no error behind."""
+    """The duration is what the caller waited, marked as such; a retry that helped leaves no error behind."""
     refused = JsonReply({}, 429, {"retry-after-ms": "30"})
     server.reply = lambda request: refused if request.attempt < 2 else None
     instrument(telemetry)
     client.chat.completions.create(**ASKED)
     (point,) = telemetry.metrics(DURATION)
-    assert (point.count, point.attributes) == (1, common(server))
+    assert (point.count, point.attributes) == (1, {**common(server), "llm_callback.retried": True})
     assert point.sum >= 0.06
+
+
+@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("family", ["current", "next"])
+def test_a_repeated_call_has_its_duration_without_the_waits_too(family, failed):
+    """Of 5 s with waits of 1 s and 0.5 s, 3.5 s were the server's; the attributes are those of the duration."""
+    telemetry = TelemetryCollector()
+    adapter = adapter_of(telemetry, metrics=family)
+    request = make_request()
+    retries = tuple(Retry(at_ns=request.started_ns, delay_s=delay_s) for delay_s in (1.0, 0.5))
+    adapter.on_request_sent(request, "")
+    if failed:
+        adapter.on_error(TimeoutError(), make_error_context(request=request, retries=retries, response_time_ms=5000.0))
+    else:
+        adapter.on_response_received(make_response(request=request, retries=retries, response_time_ms=5000.0), "")
+    name = DURATION if family == "current" else NEXT + "duration"
+    gross, net = telemetry.metrics(name) + telemetry.metrics("llm_callback.duration.without_retry_wait")
+    assert (gross.count, gross.sum, net.count, net.sum) == (1, 5.0, 1, 3.5)
+    assert (net.unit, tuple(net.buckets)) == ("s", SECONDS)
+    assert net.attributes == gross.attributes
+    assert net.attributes["llm_callback.retried"] is True
+
+
+def test_a_call_that_was_not_repeated_has_one_duration(client, telemetry):
+    """What most calls would say twice is said once."""
+    instrument(telemetry)
+    client.chat.completions.create(**ASKED)
+    assert telemetry.metrics("llm_callback.duration.without_retry_wait") == []
+
+
+# --- Rate limits ------------------------------------------------------------------------------------------------------
+
+LIMITS = {
+    "x-ratelimit-limit-requests": "200",
+    "x-ratelimit-remaining-requests": "150",
+    "x-ratelimit-limit-tokens": "1000",
+    "x-ratelimit-remaining-tokens": "100",
+}
+
+
+def headroom(telemetry):
+    return {
+        point.attributes["llm_callback.rate_limit.kind"]: point.value
+        for point in telemetry.metrics("llm_callback.rate_limit.headroom")
+    }
+
+
+@pytest.mark.parametrize("status", [200, 429])
+def test_what_is_left_of_rate_limits_is_a_share(server, client, telemetry, status):
+    """Whether the call ends well or is refused."""
+    server.reply = always(JsonReply(chat_completion() if status == 200 else error_body("slow"), status, LIMITS))
+    instrument(telemetry)
+    with contextlib.suppress(openai.RateLimitError):
+        client.with_options(max_retries=0).chat.completions.create(**ASKED)
+    assert headroom(telemetry) == {"requests": 0.75, "tokens": 0.1}
+    base = {key: value for key, value in common(server).items() if key.startswith(("server.", "gen_ai.provider"))}
+    (point, _) = telemetry.metrics("llm_callback.rate_limit.headroom")
+    kind = point.attributes["llm_callback.rate_limit.kind"]
+    model = {"gen_ai.request.model": "gpt-4o-mini"}
+    assert (point.unit, point.attributes) == ("1", {**base, **model, "llm_callback.rate_limit.kind": kind})
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        None,
+        RateLimit(),
+        RateLimit(remaining_tokens=5),
+        RateLimit(limit_tokens=5),
+        RateLimit(limit_tokens=0, remaining_tokens=0),
+    ],
+    ids=str,
+)
+def test_a_server_that_does_not_say_both_has_no_headroom(limit):
+    """Unknown is absent, neither full nor empty."""
+    telemetry = TelemetryCollector()
+    adapter = adapter_of(telemetry)
+    request = make_request()
+    adapter.on_request_sent(request, "")
+    adapter.on_response_received(make_response(request=request, rate_limit=limit), "")
+    assert headroom(telemetry) == {}
+
+
+def test_headroom_is_told_once_a_second_for_each_model():
+    """It is a level: of calls of one model within a second the first will do."""
+    telemetry = TelemetryCollector()
+    adapter = adapter_of(telemetry)
+    told = []
+    for ms, model, left in ((0, "a", 90), (900, "a", 80), (950, "b", 70), (1100, "a", 60)):
+        request = make_request(model=model)
+        limit = RateLimit(limit_requests=100, remaining_requests=left)
+        adapter.on_request_sent(request, "")
+        ended = request.started_ns + ms * 1_000_000
+        adapter.on_response_received(make_response(request=request, rate_limit=limit, ended_ns=ended), "")
+        points = telemetry.metrics("llm_callback.rate_limit.headroom")
+        told.append({point.attributes["gen_ai.request.model"]: point.value for point in points})
+    assert told == [{"a": 0.9}, {"a": 0.9}, {"a": 0.9, "b": 0.7}, {"a": 0.6, "b": 0.7}]
 
 
 def test_duration_is_that_of_the_span(client, telemetry):

@@ -158,15 +158,7 @@ class OpenTelemetryCallback:
             return
         if held.recording or self._events is not None:
             self._write_error(held, error, context)
-        self._metrics.error(
-            context.request,
-            context.partial,
-            context.error_type,
-            context.response_time_ms / 1000,
-            held.context,
-            cancelled=context.outcome == "cancelled",
-            gaps=self._chunk_timing == "bounded",
-        )
+        self._metrics.error(context, held.context, gaps=self._chunk_timing == "bounded")
         held.span.end(context.ended_ns)
 
     def _stop_sequences(self, metadata: RequestMetadata) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.metrics import Counter, Histogram, Meter
 
-    from ..types import RequestMetadata, ResponseMetadata, Usage
+    from ..types import ErrorContext, RateLimit, RequestMetadata, ResponseMetadata, Retry, Usage
 
 Attributes: TypeAlias = "dict[str, str | int]"
 
@@ -26,6 +26,7 @@ _MODEL_LIMIT: Final = 200
 _TIER_LIMIT: Final = 16
 _ERROR_LIMIT: Final = 64
 _CACHE_LIMIT: Final = 1024
+_HEADROOM_PAUSE_NS: Final = 1_000_000_000
 
 
 class BoundedNames:
@@ -63,53 +64,64 @@ class MetricRecorder:
             explicit_bucket_boundaries_advisory=n.COST_BUCKETS,
         )
         self._duration = None if self._current is not None else _seconds(meter, n.DURATION, _DURATION_HELP)
+        self._net_duration = _seconds(
+            meter, n.NET_DURATION, "Duration of operations that were repeated, without the waits in between."
+        )
         # Each has a table of its own: what a server makes up must not use up the names the program asks for.
         self._requested = BoundedNames(_MODEL_LIMIT)
         self._answered = BoundedNames(_MODEL_LIMIT)
         self._tiers = BoundedNames(_TIER_LIMIT)
         self._error_types = BoundedNames(_ERROR_LIMIT)
         self._attributes: dict[tuple[Any, ...], _AttributeSet] = {}
+        self._headroom = _Headroom(meter, self._requested)
 
     def response(self, metadata: ResponseMetadata, context: Context, *, gaps: bool) -> None:
         """Record a call that ended without an exception; *gaps* says whether to record the waits between chunks."""
         outcome = None if metadata.outcome == "completed" else metadata.outcome
-        attributes = self._set(metadata.request, metadata.model, metadata.service_tier, None, outcome)
-        self._record(metadata, attributes, metadata.response_time_ms / 1000, context, gaps=gaps)
+        retries = metadata.retries
+        attributes = self._set(
+            metadata.request, metadata.model, metadata.service_tier, None, outcome, retried=bool(retries)
+        )
+        self._record(metadata, attributes, metadata.response_time_ms / 1000, retries, context, gaps=gaps)
+        if metadata.rate_limit is not None:
+            self._headroom.record(metadata.request, metadata.rate_limit, metadata.ended_ns, context)
         if metadata.usage is None and outcome is None and should_say_usage(metadata):
             self._missing.add(1, attributes.base, context)
 
-    def error(
-        self,
-        request: RequestMetadata,
-        partial: ResponseMetadata | None,
-        error_type: str,
-        duration_s: float,
-        context: Context,
-        *,
-        cancelled: bool,
-        gaps: bool,
-    ) -> None:
+    def error(self, failure: ErrorContext, context: Context, *, gaps: bool) -> None:
         """Record a call that failed, with what had arrived."""
+        request, partial, retries = failure.request, failure.partial, failure.retries
         model, tier = (partial.model, partial.service_tier) if partial is not None else (None, None)
-        attributes = self._set(request, model, tier, error_type, "cancelled" if cancelled else None)
+        outcome = "cancelled" if failure.outcome == "cancelled" else None
+        attributes = self._set(request, model, tier, failure.error_type, outcome, retried=bool(retries))
+        duration_s = failure.response_time_ms / 1000
         if partial is None:
-            self._record_duration(request.operation, attributes, duration_s, context)
+            self._record_duration(request.operation, attributes, duration_s, retries, context)
         else:
-            self._record(partial, attributes, duration_s, context, gaps=gaps)
+            self._record(partial, attributes, duration_s, retries, context, gaps=gaps)
+        if failure.rate_limit is not None:
+            self._headroom.record(request, failure.rate_limit, failure.ended_ns, context)
 
     def gap(self, request: RequestMetadata, gap_s: float, context: Context) -> None:
         """Record one wait between two chunks."""
-        attributes = self._set(request, None, None, None, None).base
+        attributes = self._set(request, None, None, None, None, retried=False).base
         if self._current is not None:
             self._current.per_chunk.record(gap_s, attributes, context)
         if self._next is not None:
             self._next.per_chunk.record(gap_s, attributes, context)
 
     def _record(
-        self, metadata: ResponseMetadata, attributes: _AttributeSet, duration_s: float, context: Context, *, gaps: bool
+        self,
+        metadata: ResponseMetadata,
+        attributes: _AttributeSet,
+        duration_s: float,
+        retries: tuple[Retry, ...],
+        context: Context,
+        *,
+        gaps: bool,
     ) -> None:
         operation = metadata.request.operation
-        self._record_duration(operation, attributes, duration_s, context)
+        self._record_duration(operation, attributes, duration_s, retries, context)
         if metadata.cost is not None:
             self._cost.record(float(metadata.cost), attributes.tokens, context)
         usage, first = metadata.usage, metadata.time_to_first_chunk_s
@@ -119,16 +131,33 @@ class MetricRecorder:
         if self._next is not None and operation in n.INFERENCE:
             self._next.record(attributes, usage, first, chunk_gaps, context)
 
-    def _record_duration(self, operation: str, attributes: _AttributeSet, duration_s: float, context: Context) -> None:
+    def _record_duration(
+        self,
+        operation: str,
+        attributes: _AttributeSet,
+        duration_s: float,
+        retries: tuple[Retry, ...],
+        context: Context,
+    ) -> None:
         if self._current is not None:
             self._current.duration.record(duration_s, attributes.duration, context)
         if self._next is not None and operation in n.INFERENCE:
             self._next.duration.record(duration_s, attributes.duration, context)
         elif self._duration is not None:
             self._duration.record(duration_s, attributes.duration, context)
+        if retries:
+            waited_s = sum(retry.delay_s for retry in retries)
+            self._net_duration.record(max(0.0, duration_s - waited_s), attributes.duration, context)
 
     def _set(
-        self, request: RequestMetadata, model: str | None, tier: str | None, error_type: str | None, outcome: str | None
+        self,
+        request: RequestMetadata,
+        model: str | None,
+        tier: str | None,
+        error_type: str | None,
+        outcome: str | None,
+        *,
+        retried: bool,
     ) -> _AttributeSet:
         key = (
             request.operation,
@@ -140,16 +169,24 @@ class MetricRecorder:
             tier,
             error_type,
             outcome,
+            retried,
         )
         known = self._attributes.get(key)
         if known is None:
             if len(self._attributes) >= _CACHE_LIMIT:
                 self._attributes.clear()
-            known = self._attributes[key] = self._build(request, model, tier, error_type, outcome)
+            known = self._attributes[key] = self._build(request, model, tier, error_type, outcome, retried=retried)
         return known
 
     def _build(
-        self, request: RequestMetadata, model: str | None, tier: str | None, error_type: str | None, outcome: str | None
+        self,
+        request: RequestMetadata,
+        model: str | None,
+        tier: str | None,
+        error_type: str | None,
+        outcome: str | None,
+        *,
+        retried: bool,
     ) -> _AttributeSet:
         base: dict[str, str | int | None] = {
             n.OPERATION_NAME: request.operation,
@@ -165,6 +202,7 @@ class MetricRecorder:
                 n.OPENAI_RESPONSE_TIER: self._tiers.bounded(tier),
                 n.ERROR_TYPE: self._error_types.bounded(error_type),
                 n.OUTCOME: outcome,
+                n.RETRIED: retried or None,
             },
         )
 
@@ -179,14 +217,51 @@ class _AttributeSet:
 
     __slots__ = ("base", "duration", "input", "output", "tokens")
 
-    def __init__(self, base: Attributes, extra: Mapping[str, str | None]) -> None:
-        known = {key: value for key, value in extra.items() if value is not None}
-        tier = {key: value for key, value in known.items() if key == n.OPENAI_RESPONSE_TIER}
+    def __init__(self, base: Attributes, extra: Mapping[str, str | bool | None]) -> None:
+        known: Attributes = {key: value for key, value in extra.items() if value is not None}
+        tier: Attributes = {key: value for key, value in known.items() if key == n.OPENAI_RESPONSE_TIER}
         self.base = base
         self.duration: Attributes = {**base, **known}
         self.tokens: Attributes = {**base, **tier}
         self.input: Attributes = {**self.tokens, n.TOKEN_TYPE: "input"}
         self.output: Attributes = {**self.tokens, n.TOKEN_TYPE: "output"}
+
+
+class _Headroom:
+    """How much of their rate limits servers say is left.
+
+    A level and no count: of calls of one model within a second only the first is recorded.
+    """
+
+    __slots__ = ("_gauge", "_models", "_recorded_ns")
+
+    def __init__(self, meter: Meter, models: BoundedNames) -> None:
+        self._gauge = meter.create_gauge(
+            n.HEADROOM, unit="1", description="Share of the rate limit that was left, as the server said."
+        )
+        self._models = models
+        self._recorded_ns: dict[tuple[Any, ...], int] = {}
+
+    def record(self, request: RequestMetadata, limit: RateLimit, at_ns: int, context: Context) -> None:
+        key = (request.provider, request.model, request.server_address, request.server_port)
+        if abs(self._recorded_ns.get(key, 0) - at_ns) < _HEADROOM_PAUSE_NS:
+            return
+        if len(self._recorded_ns) >= _CACHE_LIMIT:
+            self._recorded_ns.clear()
+        self._recorded_ns[key] = at_ns
+        attributes: dict[str, str | int | None] = {
+            n.PROVIDER_NAME: request.provider,
+            n.REQUEST_MODEL: self._models.bounded(request.model),
+            n.SERVER_ADDRESS: request.server_address,
+            n.SERVER_PORT: request.server_port,
+        }
+        known = {name: value for name, value in attributes.items() if value is not None}
+        for kind, remaining, of in (
+            ("requests", limit.remaining_requests, limit.limit_requests),
+            ("tokens", limit.remaining_tokens, limit.limit_tokens),
+        ):
+            if remaining is not None and of:
+                self._gauge.set(remaining / of, {**known, n.HEADROOM_KIND: kind}, context)
 
 
 _DURATION_HELP: Final = "Duration of the operation, retries included."

@@ -139,6 +139,13 @@ NEXT_USAGE_PREFIX: Final = "gen_ai.client.inference.usage."
 TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105 - an attribute name
 TOKEN_MODALITY: Final = "gen_ai.token.modality"  # noqa: S105 - an attribute name
 
+# Of ours, recorded only where there is something to tell: a call that was repeated, a server that speaks of limits.
+# Together with the durations of calls that were not `retried`, the first has the durations of all calls without waits.
+NET_DURATION: Final = "llm_callback.duration.without_retry_wait"
+RETRIED: Final = "llm_callback.retried"
+HEADROOM: Final = "llm_callback.rate_limit.headroom"
+HEADROOM_KIND: Final = "llm_callback.rate_limit.kind"
+
 # Our own health.
 CALLBACK_EVENTS: Final = "llm_callback.callback.events"
 INSTRUMENTATION_ERRORS: Final = "llm_callback.instrumentation.errors"
