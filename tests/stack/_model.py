@@ -54,3 +54,27 @@ def environment(stack, server, **more):
         "OTEL_METRIC_EXPORT_INTERVAL": "1000",
         **more,
     }
+
+
+LIMITS = {
+    "x-ratelimit-limit-requests": "200",
+    "x-ratelimit-remaining-requests": "150",
+    "x-ratelimit-limit-tokens": "1000",
+    "x-ratelimit-remaining-tokens": "900",
+}
+
+
+def answer_for_boards(request):
+    """Answer the calls of ``_board.py``."""
+    if request.path != "/chat/completions":
+        return None
+    model = request.json["model"]
+    if model == "no-such-model":
+        return JsonReply(error_body("no such model"), status=404)
+    if model == "refused-once" and request.attempt == 0:
+        return JsonReply(error_body("slow down"), status=429, headers={"retry-after-ms": "20", **LIMITS})
+    reason = "length" if model == "cut" else "stop"
+    if request.json.get("stream"):
+        chunks = chat_chunks(["one ", "two ", "three"], model=model, usage=(20, 7), finish_reason=reason)
+        return StreamReply(chunks, delay_s=0.005, headers=LIMITS)
+    return JsonReply(chat_completion("one", model=model, usage=(20, 7), finish_reason=reason), headers=LIMITS)
