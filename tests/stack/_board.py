@@ -22,7 +22,7 @@ def main():
     until = time.monotonic() + float(sys.argv[1])
     otel_llm_callback.configure(service_name="board")
     otel_llm_callback.instrument(SessionAnalytics(), include_usage=True, prices=otel_llm_callback.PriceTable(PRICES))
-    client = openai.OpenAI()
+    client = openai.OpenAI(max_retries=1)
     ask = {"messages": [{"role": "user", "content": "hello"}]}
     print("started", flush=True)
     while time.monotonic() < until:
@@ -30,8 +30,9 @@ def main():
             client.chat.completions.create(**ask, model=model)
             for _ in client.chat.completions.create(**ask, model=model, stream=True):
                 pass
-        with contextlib.suppress(openai.NotFoundError):
-            client.chat.completions.create(**ask, model="no-such-model")
+        for model in ("no-such-model", "refused"):
+            with contextlib.suppress(openai.APIStatusError):
+                client.chat.completions.create(**ask, model=model)
         time.sleep(0.1)
 
 

@@ -71,7 +71,7 @@ def answer_for_boards(request):
     model = request.json["model"]
     if model == "no-such-model":
         return JsonReply(error_body("no such model"), status=404)
-    if model == "refused-once" and request.attempt == 0:
+    if model == "refused" or (model == "refused-once" and request.attempt == 0):
         return JsonReply(error_body("slow down"), status=429, headers={"retry-after-ms": "20", **LIMITS})
     reason = "length" if model == "cut" else "stop"
     if request.json.get("stream"):

@@ -351,7 +351,7 @@ def test_what_is_left_of_rate_limits_is_a_share(server, client, telemetry, statu
     (point, _) = telemetry.metrics("llm_callback.rate_limit.headroom")
     kind = point.attributes["llm_callback.rate_limit.kind"]
     model = {"gen_ai.request.model": "gpt-4o-mini"}
-    assert (point.unit, point.attributes) == ("1", {**base, **model, "llm_callback.rate_limit.kind": kind})
+    assert (point.unit, point.attributes) == ("{share}", {**base, **model, "llm_callback.rate_limit.kind": kind})
 
 
 @pytest.mark.parametrize(

@@ -236,8 +236,9 @@ class _Headroom:
     __slots__ = ("_gauge", "_models", "_recorded_ns")
 
     def __init__(self, meter: Meter, models: BoundedNames) -> None:
+        # Not the unit `1`, of which a push to Prometheus makes `_ratio` and a scrape nothing.
         self._gauge = meter.create_gauge(
-            n.HEADROOM, unit="1", description="Share of the rate limit that was left, as the server said."
+            n.HEADROOM, unit="{share}", description="Share of the rate limit that was left, as the server said."
         )
         self._models = models
         self._recorded_ns: dict[tuple[Any, ...], int] = {}
