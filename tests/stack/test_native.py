@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -180,3 +181,25 @@ def test_the_programs_end_on_a_signal_without_being_killed(new_stack):
         started = time.monotonic()
         stack.kill(name, signal.SIGTERM)
         assert time.monotonic() - started < 15, name
+
+
+@pytest.mark.stack
+def test_the_collector_finds_the_file_in_the_docs_valid(programs, tmp_path):
+    page = (CHECKOUT / "docs" / "stack.md").read_text(encoding="utf-8")
+    (written,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    path = tmp_path / "elsewhere.yaml"
+    path.write_text(written, encoding="utf-8")
+    done = subprocess.run(
+        [programs["otelcol"], "validate", f"--config={CHECKOUT / 'collector-config.yaml'}", f"--config={path}"],
+        env={
+            **os.environ,
+            "COLLECTOR_QUEUE_DIRECTORY": str(tmp_path),
+            "ELSEWHERE_ENDPOINT": "https://elsewhere.example",
+            "ELSEWHERE_AUTHORIZATION": "Basic bm90aGluZw==",
+        },
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
