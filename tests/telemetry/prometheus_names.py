@@ -26,14 +26,14 @@ class Family:
 
     name: str
     unit: str
-    kind: Literal["histogram", "counter"]
+    kind: Literal["histogram", "counter", "gauge"]
     prometheus: str
     labels: frozenset[str]
 
     @property
     def series(self) -> tuple[str, ...]:
         """The names of its series."""
-        if self.kind == "counter":
+        if self.kind != "histogram":
             return (self.prometheus,)
         return tuple(self.prometheus + suffix for suffix in ("_bucket", "_sum", "_count"))
 
@@ -51,7 +51,9 @@ _BASE: Final = frozenset(
     )
 )
 _TIER: Final = _BASE | {"openai_response_service_tier"}
-_ENDED: Final = _TIER | {"error_type", "llm_callback_outcome"}  # both absent, or empty, of a completed call
+# All three absent, or empty, of a call that was completed at the first attempt.
+_ENDED: Final = _TIER | {"error_type", "llm_callback_outcome", "llm_callback_retried"}
+_LIMITED: Final = _BASE - {"gen_ai_operation_name", "gen_ai_response_model"}
 _BY_TYPE: Final = _TIER | {"gen_ai_token_type"}
 _BY_MODALITY: Final = _TIER | {"gen_ai_token_modality"}
 
@@ -96,6 +98,13 @@ FAMILIES: Final = (
     _total(
         _NEXT_USAGE + "reasoning.output_tokens", "{token}",
         "gen_ai_client_inference_usage_reasoning_output_tokens_total", _BY_MODALITY,
+    ),
+    _seconds(
+        "llm_callback.duration.without_retry_wait", "llm_callback_duration_without_retry_wait_seconds", _ENDED,
+    ),
+    Family(
+        "llm_callback.rate_limit.headroom", "{share}", "gauge", "llm_callback_rate_limit_headroom",
+        _LIMITED | {"llm_callback_rate_limit_kind"},
     ),
     _total("llm_callback.usage.missing", "{call}", "llm_callback_usage_missing_total", _BASE),
     _total(

@@ -100,12 +100,15 @@ def ours(found):
 
 
 def make_calls(client, server):
-    """One call of each kind that a metric or a label comes from."""
+    """One call of each kind that a metric or a label comes from, each repeated once."""
     failure = JsonReply(error_body("no"), status=400)
     answer = chat_completion("Hi", usage=USAGE)
     answer["service_tier"] = "flex"
-    replies = {"bad": failure, "plain": JsonReply(answer), "stream": StreamReply(chat_chunks(["a", "b"], usage=None))}
-    server.reply = lambda request: replies[request.json["model"]]
+    limits = {"x-ratelimit-limit-requests": "10", "x-ratelimit-remaining-requests": "9"}
+    plain = JsonReply(answer, headers=limits)
+    replies = {"bad": failure, "plain": plain, "stream": StreamReply(chat_chunks(["a", "b"], usage=None))}
+    busy = JsonReply({}, 429, {"retry-after-ms": "1"})
+    server.reply = lambda request: replies[request.json["model"]] if request.attempt else busy
     client.chat.completions.create(**{**ASKED, "model": "plain"})
     list(client.chat.completions.create(**{**ASKED, "model": "stream"}, stream=True))
     with client.chat.completions.create(**{**ASKED, "model": "stream"}, stream=True) as stream:
@@ -146,6 +149,8 @@ def test_names_are_translated_as_the_table_says(endpoint):
     for family in (*FAMILIES, COST):
         if family.kind == "counter":
             meter.create_counter(family.name, unit=family.unit).add(1)
+        elif family.kind == "gauge":
+            meter.create_gauge(family.name, unit=family.unit).set(1)
         else:
             meter.create_histogram(family.name, unit=family.unit).record(1)
     assert set(ours(families(scrape(endpoint.url)))) == {name for family in (*FAMILIES, COST) for name in family.series}
@@ -159,6 +164,7 @@ def test_the_table_has_every_metric_there_is():
         if name.isupper() and isinstance(value, str) and value.startswith("gen_ai.client.") and not value.endswith(".")
     } - {_names.LOG_OPERATION_DETAILS, _names.LOG_EXCEPTION}
     listed |= {_names.CALLBACK_EVENTS, _names.INSTRUMENTATION_ERRORS, _names.USAGE_MISSING, _names.USAGE_COST}
+    listed |= {_names.NET_DURATION, _names.HEADROOM}
     assert listed - {family.name for family in (*FAMILIES, COST)} == set()
 
 

@@ -247,7 +247,7 @@ class _Headroom:
         key = (request.provider, request.model, request.server_address, request.server_port)
         if abs(self._recorded_ns.get(key, 0) - at_ns) < _HEADROOM_PAUSE_NS:
             return
-        if len(self._recorded_ns) >= _CACHE_LIMIT:
+        if len(self._recorded_ns) >= _CACHE_LIMIT and key not in self._recorded_ns:
             self._recorded_ns.clear()
         self._recorded_ns[key] = at_ns
         attributes: dict[str, str | int | None] = {
