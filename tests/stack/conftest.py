@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 
 import pytest
 from native import Ports, Stack, UnavailableError, obtain, running
@@ -31,6 +32,26 @@ def programs(pytestconfig):
             f"no real programs: {' '.join(str(found).split())}"
         )
     return found
+
+
+@pytest.fixture
+def find_fault(programs, tmp_path):
+    """Have a program validate files, as ``find_fault("otelcol", *files, NAME="value")``; return what it finds wrong."""
+
+    def find(program, *files, **settings):
+        done = subprocess.run(
+            [programs[program], "validate", *(f"--config={file}" for file in files)],
+            env={**os.environ, "COLLECTOR_QUEUE_DIRECTORY": str(tmp_path), **settings},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            return done.stderr or f"exit code {done.returncode}"
+        return (done.stderr or None) if program == "otelcol" else None  # it warns; Jaeger says its version there
+
+    return find
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -85,19 +84,11 @@ def test_names_that_one_part_looks_up_are_names_of_another():
 
 @pytest.mark.stack
 @pytest.mark.parametrize("role", COLLECTORS)
-def test_the_collector_finds_the_configuration_in_the_values_valid(programs, tmp_path, role):
+def test_the_collector_finds_the_configuration_in_the_values_valid(find_fault, tmp_path, role):
     (values,) = documents(f"{role}-values.yaml")
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(values["alternateConfig"]), encoding="utf-8")
-    done = subprocess.run(
-        [programs["otelcol"], "validate", f"--config={path}"],
-        env={**os.environ, "COLLECTOR_QUEUE_DIRECTORY": str(tmp_path)},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert find_fault("otelcol", path) is None
 
 
 @pytest.mark.stack
