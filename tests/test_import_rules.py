@@ -32,7 +32,7 @@ OWN = {
     "content": {"_faults", "types"},
     "_faults": set(),
     "_sampling": set(),
-    "_timers": {"_faults"},
+    "_timers": {"_dispatch", "_faults"},
     "_dispatch": {"_faults", "content", "protocol", "types"},
     "_scope": {"_dispatch", "types"},
     "_readers": {"types"},
@@ -129,6 +129,7 @@ OWN = {
     },
     "telemetry": {"_faults", "_jobs", "_messages", "_operations", "_version", "config", "content", "protocol", "types"},
     "callbacks": {
+        "_background",  # a webhook has a queue
         "_dispatch",  # MultiCallback guards as the dispatcher does
         "_faults",  # a sink's batch or an audit log's head that could not be written is no hook's failure
         "_timers",
@@ -191,7 +192,9 @@ FOREIGN = {
     "httpx2": Allowed(),
     "openai": Allowed({"_openai"}, in_function={"_demo", "_doctor", "cli", "testing"}),
     "opentelemetry": Allowed(
-        {"_client", "_demo", "_doctor", "_status", "cli", "instrumentor", "sdk", "telemetry", "testing", "zero_code"}
+        {"_client", "_demo", "_doctor", "_status", "cli", "instrumentor", "sdk", "telemetry", "testing", "zero_code"},
+        in_function={"callbacks"},
+        for_types={"callbacks"},
     ),
     "pyarrow": Allowed(in_function={"callbacks"}),
     "prometheus_client": Allowed(in_function={"sdk"}),

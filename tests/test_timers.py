@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
@@ -37,7 +38,7 @@ class Later:
 
 
 def test_what_is_due_is_done_in_the_order_of_its_time():
-    timers, done = Timers(), []
+    timers, done = Timers(asyncio.run), []
     for number in (3, 1, 2):
         timers.add(float(number), lambda number=number: done.append(number))
     timers.run_due()
@@ -45,7 +46,7 @@ def test_what_is_due_is_done_in_the_order_of_its_time():
 
 
 def test_what_is_not_due_waits():
-    timers, done = Timers(), []
+    timers, done = Timers(asyncio.run), []
     timers.add(time.monotonic() + 3600, lambda: done.append(1))
     timers.run_due()
     assert done == []

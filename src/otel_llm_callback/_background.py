@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from . import _exchange, _faults, _timers
 from ._dispatch import Counters, running_hook
-from .protocol import HOOKS, Hook, find_hook
+from .protocol import HOOKS, Hook, find_hook, name_of
 from .types import Content, ErrorContext, Overflow, RequestMetadata, ResponseMetadata, StreamChunk
 
 if TYPE_CHECKING:
@@ -35,10 +35,16 @@ _workers: Final[weakref.WeakSet[Worker]] = weakref.WeakSet()
 
 
 class Worker:
-    """One bounded queue and, once there is something in it, one thread that runs what it holds, in order."""
+    """One bounded queue and, once there is something in it, one thread that runs what it holds, in order.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        size: Events it holds.
+        is_fed: Other workers put events into it, so that it is to be waited for after them.
+    """
+
+    def __init__(self, size: int, *, is_fed: bool = False) -> None:
         self.size = size
+        self.is_fed = is_fed
         self.queued: weakref.WeakSet[Queued] = weakref.WeakSet()
         self._closed = False
         self._loop = _Loop()
@@ -115,7 +121,12 @@ class Worker:
         if self._thread is None or self._thread is caller:
             return True
         done = threading.Event()
-        return self.put(done.set) and done.wait(max(0.0, deadline - time.monotonic()))
+
+        def event() -> None:
+            _timers.run_early()
+            done.set()
+
+        return self.put(event) and done.wait(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """Let the thread end after what is queued now."""
@@ -174,7 +185,7 @@ class Worker:
 
 def _run(owner: weakref.ref[Worker], events: queue.SimpleQueue[_Event | None], loop: _Loop) -> None:
     """The thread: holds its worker only while there is work, so that a forgotten worker can go."""
-    timers = _timers.own_timers()
+    timers = _timers.own_timers(loop.run)
     context = copy_context()  # what is put off is a hook's work: no call of the API in it is told
     context.run(running_hook.set, True)  # noqa: FBT003
     while True:
@@ -191,7 +202,7 @@ def _run(owner: weakref.ref[Worker], events: queue.SimpleQueue[_Event | None], l
             if worker._stop():  # noqa: SLF001
                 return
             del worker
-            timers = _timers.own_timers()
+            timers = _timers.own_timers(loop.run)
             continue
         try:
             event()
@@ -339,7 +350,7 @@ class Queued:
         hook = find_hook(self.callback, name)
         if hook is None:
             return None
-        label, counters, worker = f"{type(self.callback).__name__}.{name}", self._counters, self.worker
+        label, counters, worker = f"{name_of(self.callback)}.{name}", self._counters, self.worker
 
         def run(first: Any, second: Any) -> None:
             try:
@@ -383,11 +394,6 @@ class _Chunk:
         self._queued.deliver_chunk(self._chunk, self._index)
 
 
-def is_async(hook: Hook) -> bool:
-    """True if *hook* is ``async def``, or an object whose call is."""
-    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004
-
-
 def flush(timeout_s: float, caller: threading.Thread | None = None) -> bool:
     """Deliver what is queued and what callbacks hold back now; False if that took longer than *timeout_s*.
 
@@ -397,7 +403,8 @@ def flush(timeout_s: float, caller: threading.Thread | None = None) -> bool:
     """
     caller = caller or threading.current_thread()
     deadline = time.monotonic() + timeout_s
-    flushed = [worker.flush(deadline, caller) for worker in _all_workers()]  # each is asked, whoever was late
+    workers = sorted(_all_workers(), key=lambda worker: worker.is_fed)
+    flushed = [worker.flush(deadline, caller) for worker in workers]  # each is asked, whoever was late
     return _timers.flush(deadline) and all(flushed)
 
 

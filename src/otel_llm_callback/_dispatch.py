@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from . import _faults
 from .content import Payload
-from .protocol import Hook, find_hook
+from .protocol import Hook, find_hook, name_of
 from .types import ErrorContext, RequestMetadata, ResponseMetadata, StreamChunk
 
 Level: TypeAlias = Literal["full", "redacted", "none", "lazy"]
@@ -202,7 +202,7 @@ def _hooks(listeners: Iterable[Listener], name: str) -> tuple[tuple[Hook, Level,
     for listener in listeners:
         if (hook := find_hook(listener.callback, name)) is not None:
             if not listener.queued:
-                label = f"{type(listener.callback).__name__}.{name}"
+                label = f"{name_of(listener.callback)}.{name}"
                 hook = guard(hook, label, listener.counters, protect=not listener.trusted)
             level = listener.content if _has_hook(listener, name) else "none"
             found.append((hook, level, listener.trusted))
@@ -210,8 +210,9 @@ def _hooks(listeners: Iterable[Listener], name: str) -> tuple[tuple[Hook, Level,
 
 
 def _has_hook(listener: Listener, name: str) -> bool:
-    # A queue takes requests and ends to tell calls apart; what counts is the callback behind it.
-    return find_hook(listener.origin, name) is not None
+    # A queue takes requests and ends to tell calls apart, and so do some filters; what counts is who reads them.
+    hook = find_hook(listener.origin, name)
+    return hook is not None and getattr(hook, "reads", True) is not False
 
 
 def _idle_check(listeners: tuple[Listener, ...]) -> Callable[[], bool] | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
-from ._background import Queued, Worker, is_async, queue_for
+from ._background import Queued, Worker, queue_for
 from ._dispatch import Counters, Dispatcher, Level, Listener
 from ._scope import Block, Scope
 from .callbacks.multi import MultiCallback
@@ -22,7 +22,9 @@ from .protocol import (
     DeliveryOptions,
     check_callback,
     find_hook,
+    is_async,
     lower_content,
+    name_of,
     options_of,
 )
 from .telemetry import CallerSpan, OpenTelemetryCallback
@@ -46,8 +48,8 @@ class Registration:
 
     @property
     def name(self) -> str:
-        """The callback's class."""
-        return type(self.callback).__name__
+        """The callback's class, or what it calls itself."""
+        return name_of(self.callback)
 
     @property
     def required(self) -> bool:
@@ -329,10 +331,12 @@ def _content_level(callback: object, settings: Settings) -> Level:
 
 
 def _check_inline(callback: Any) -> None:
-    asynchronous = [name for name in HOOKS if (hook := find_hook(callback, name)) is not None and is_async(hook)]
+    name = name_of(callback)
+    asynchronous = [hook for hook in HOOKS if (found := find_hook(callback, hook)) is not None and is_async(found)]
     if asynchronous:
-        name = type(callback).__name__
         raise ValueError(f"{name}.{asynchronous[0]} is 'async def' and cannot be delivered 'inline'; allowed: 'queued'")
+    if getattr(callback, "needs_queue", False) is True:
+        raise ValueError(f"{name} holds calls back and cannot be delivered 'inline'; allowed: 'queued'")
 
 
 REGISTRY: Final = Registry()

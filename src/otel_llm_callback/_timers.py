@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import atexit
 import heapq
+import inspect
 import itertools
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 from . import _faults
+from ._dispatch import running_hook
 
 _EXIT_S: Final = 1.0
 """Seconds at exit where nobody else sees to it: a program that uses callbacks without ``instrument()``."""
+
+_LONGEST_WAIT_S: Final = 3600.0
+"""What is put off to no certain time may be as far away as infinity; a wait may not."""
 
 
 class Flushable(Protocol):
@@ -29,38 +35,62 @@ class Flushable(Protocol):
         """Deliver what is held back, within *timeout* seconds; False if something is left."""
 
 
+@dataclass(order=True, slots=True)
+class _Later:
+    """What is to be done at a time; *early*, if given, is what a flush and the end of the thread do in its place."""
+
+    at_s: float
+    number: int
+    function: Callable[[], object] = field(compare=False)
+    early: Callable[[], object] | None = field(compare=False)
+
+
 class Timers:
-    """What one thread is to do later; only that thread touches it."""
+    """What one thread is to do later; only that thread touches it.
 
-    def __init__(self) -> None:
-        self._later: list[tuple[float, int, Callable[[], None]]] = []
+    Args:
+        run_coroutine: Runs what a function returns that is to be awaited.
+    """
+
+    def __init__(self, run_coroutine: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._later: list[_Later] = []
         self._numbers = itertools.count()
+        self._run_coroutine = run_coroutine
 
-    def add(self, at_s: float, function: Callable[[], None]) -> None:
+    def add(self, at_s: float, function: Callable[[], object], early: Callable[[], object] | None = None) -> None:
         """Have *function* called at *at_s*, in monotonic seconds, or soon after."""
-        heapq.heappush(self._later, (at_s, next(self._numbers), function))
+        heapq.heappush(self._later, _Later(at_s, next(self._numbers), function, early))
 
     def wait_s(self) -> float | None:
-        """Return the seconds until something is due; None if nothing is put off."""
-        return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
+        """Return the seconds until it is time to look again; None if nothing is put off."""
+        return min(max(0.0, self._later[0].at_s - time.monotonic()), _LONGEST_WAIT_S) if self._later else None
 
     def run_due(self) -> None:
         """Do what is due by now."""
         now_s = time.monotonic()
-        while self._later and self._later[0][0] <= now_s:
-            self._run(heapq.heappop(self._later)[2])
+        while self._later and self._later[0].at_s <= now_s:
+            self._run(heapq.heappop(self._later).function)
+
+    def run_early(self) -> None:
+        """Do now what may be done early, and what that puts off in turn."""
+        while found := [later for later in sorted(self._later) if later.early is not None]:
+            self._later = sorted(later for later in self._later if later.early is None)
+            for later in found:
+                self._run(later.early or later.function)
 
     def run_all(self) -> None:
         """Do everything now: the thread ends, and takes nothing more."""
+        self.run_early()
         _thread.timers = None
         later, self._later = self._later, []
-        for _, _, function in sorted(later):
-            self._run(function)
+        for one in sorted(later):
+            self._run(one.function)
 
-    @staticmethod
-    def _run(function: Callable[[], None]) -> None:
+    def _run(self, function: Callable[[], object]) -> None:
         try:
-            function()
+            result = function()
+            if inspect.iscoroutine(result):
+                self._run_coroutine(result)
         except Exception as error:  # noqa: BLE001 - the thread delivers for others too
             _faults.report("timer", error, "what a callback had put off was not done")
 
@@ -75,21 +105,34 @@ _flushables_lock = threading.Lock()
 _exit_is_seen_to = False
 
 
-def own_timers() -> Timers:
+def own_timers(run_coroutine: Callable[[Coroutine[Any, Any, Any]], Any]) -> Timers:
     """Return new timers for the calling thread, which promises to run them."""
-    timers = _thread.timers = Timers()
+    timers = _thread.timers = Timers(run_coroutine)
     return timers
 
 
-def call_at(at_s: float, function: Callable[[], None]) -> bool:
+def run_early() -> None:
+    """Have the calling thread do now what it has put off and may do early."""
+    if _thread.timers is not None:
+        token = running_hook.set(True)
+        try:
+            _thread.timers.run_early()
+        finally:
+            running_hook.reset(token)
+
+
+def call_at(at_s: float, function: Callable[[], object], *, early: Callable[[], object] | None = None) -> bool:
     """Have the calling thread call *function* at *at_s*, in monotonic seconds, between two events or when it ends.
+
+    With *early*, a flush and the end of the thread call that instead, before the time has come. What is called may
+    return a coroutine.
 
     Returns:
         False if this thread delivers no queued events: nobody would call.
     """
     if _thread.timers is None:
         return False
-    _thread.timers.add(at_s, function)
+    _thread.timers.add(at_s, function, early)
     return True
 
 

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
 from .types import Content, Delivery, ErrorContext, Overflow, RequestMetadata, ResponseMetadata, StreamChunk
@@ -128,6 +129,19 @@ def find_hook(callback: object, name: str) -> Hook | None:
     if hook is None or getattr(hook, "__func__", None) is getattr(TelemetryCallback, name):
         return None
     return hook  # type: ignore[no-any-return]
+
+
+def is_async(hook: Callable[..., Any]) -> bool:
+    """True if *hook* is ``async def``, an object whose call is, or passes on to one that is."""
+    if isinstance(hook, FunctionType) and (behind := getattr(hook, "passes_on_to", None)) is not None:
+        return is_async(behind)
+    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004
+
+
+def name_of(callback: object) -> str:
+    """Return what a callback is called in ``status()`` and in logs: its class, or what it says of itself."""
+    name = getattr(callback, "callback_name", None)
+    return name if isinstance(name, str) else type(callback).__name__
 
 
 def check_callback(callback: object) -> None:

@@ -6,6 +6,7 @@ from ._summary import CallSummary, SessionSummary
 from .audit import AuditLog, AuditState
 from .console import ConsoleLogger
 from .cost import BudgetUse, CostSummary, CostTotals, CostTracker
+from .filters import CallEnd, batch, only, sample, where
 from .json_logger import JsonLogger
 from .multi import MultiCallback
 from .parquet import ParquetSink
@@ -18,6 +19,7 @@ __all__ = [
     "AuditReport",
     "AuditState",
     "BudgetUse",
+    "CallEnd",
     "CallSummary",
     "ConsoleLogger",
     "CostSummary",
@@ -31,5 +33,9 @@ __all__ = [
     "SessionAnalytics",
     "SessionSummary",
     "SqliteSink",
+    "batch",
+    "only",
+    "sample",
     "verify_audit",
+    "where",
 ]

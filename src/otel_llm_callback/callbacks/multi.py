@@ -7,7 +7,7 @@ from typing import Any
 
 from .._dispatch import Counters, Held, enter, guard, release
 from ..content import restrict
-from ..protocol import CONTENT_LEVELS, HOOKS, Hook, check_callback, find_hook
+from ..protocol import CONTENT_LEVELS, HOOKS, DeliveryOptions, Hook, check_callback, find_hook, name_of
 from ..types import Content, ErrorContext, RequestMetadata, ResponseMetadata, StreamChunk, new_chunk
 
 
@@ -24,6 +24,8 @@ class MultiCallback:
     Example:
         >>> instrument(MultiCallback(MetricsCollector(), AuditLogger(), CostTracker()))  # doctest: +SKIP
     """
+
+    delivery_options: DeliveryOptions | None = None
 
     def __init__(self, *callbacks: Any) -> None:
         for callback in callbacks:
@@ -88,6 +90,6 @@ def _children(callbacks: tuple[Any, ...], name: str) -> list[tuple[Hook, Content
     found = []
     for callback in callbacks:
         if (hook := find_hook(callback, name)) is not None:
-            label = f"{type(callback).__name__}.{name}"
+            label = f"{name_of(callback)}.{name}"
             found.append((guard(hook, label, Counters(), protect=True), _content(callback)))
     return found
