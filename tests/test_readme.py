@@ -45,7 +45,8 @@ def reply(request: ReceivedRequest) -> JsonReply | StreamReply | None:
         "total_tokens": 87,
         "prompt_tokens_details": {"cached_tokens": 1},
     }
-    return JsonReply(chat_completion("Goethe", model=request.json["model"], usage=usage))
+    delay_s = 0.3 if request.json["model"] == "slow-chat" else 0
+    return JsonReply(chat_completion("Goethe", model=request.json["model"], usage=usage), delay_s=delay_s)
 
 
 def shape(text: str) -> list[str]:
@@ -58,7 +59,7 @@ def shape(text: str) -> list[str]:
     return [line.strip() for line in text.replace("<clock>", "\n<clock>").splitlines()]
 
 
-@pytest.mark.parametrize("marker", ["quickstart", "cost", "monitoring", "debug log", "errors"])
+@pytest.mark.parametrize("marker", ["quickstart", "cost", "alerts", "monitoring", "debug log", "errors"])
 def test_program_prints_what_the_readme_shows(marker, tmp_path):
     """It runs as it stands and prints the lines below it, but for times and ids."""
     program, output = shown(marker)

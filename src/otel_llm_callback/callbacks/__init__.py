@@ -3,6 +3,18 @@
 from ._audit_verify import AuditReport, verify_audit
 from ._distribution import Distribution
 from ._summary import CallSummary, SessionSummary
+from ._targets import Alert, AlertLog, AlertSpan, Webhook
+from .alerts import (
+    AlertOptions,
+    CostRateAlert,
+    ErrorRateAlert,
+    FirstChunkAlert,
+    GapAlert,
+    LatencyAlert,
+    OutputSpeedAlert,
+    RateLimitAlert,
+    TokenRateAlert,
+)
 from .audit import AuditLog, AuditState
 from .console import ConsoleLogger
 from .cost import BudgetUse, CostSummary, CostTotals, CostTracker
@@ -15,6 +27,10 @@ from .sessions import SessionAnalytics
 from .sqlite import SqliteSink
 
 __all__ = [
+    "Alert",
+    "AlertLog",
+    "AlertOptions",
+    "AlertSpan",
     "AuditLog",
     "AuditReport",
     "AuditState",
@@ -22,17 +38,26 @@ __all__ = [
     "CallEnd",
     "CallSummary",
     "ConsoleLogger",
+    "CostRateAlert",
     "CostSummary",
     "CostTotals",
     "CostTracker",
     "Distribution",
+    "ErrorRateAlert",
+    "FirstChunkAlert",
+    "GapAlert",
     "JsonLogger",
+    "LatencyAlert",
     "MultiCallback",
+    "OutputSpeedAlert",
     "ParquetSink",
+    "RateLimitAlert",
     "SentryCallback",
     "SessionAnalytics",
     "SessionSummary",
     "SqliteSink",
+    "TokenRateAlert",
+    "Webhook",
     "batch",
     "only",
     "sample",
