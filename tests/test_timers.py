@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 
@@ -10,7 +11,7 @@ import pytest
 
 from otel_llm_callback import _timers, flush, instrument, register
 from otel_llm_callback._timers import Timers
-from otel_llm_callback.testing import RecordingCallback
+from otel_llm_callback.testing import RecordingCallback, make_request, make_response
 
 ASK = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -122,3 +123,53 @@ def test_a_flush_of_the_process_says_if_something_was_left(well):
     _timers.flush_with_us(holder)
     assert flush(7) is well
     assert 0 < holder.timeout <= 7
+
+
+def test_what_is_due_is_done_while_events_keep_coming():
+    """A callback that is busy must not keep another one on the same thread waiting for its time."""
+    done = threading.Event()
+    seen = []
+
+    class Busy:
+        def on_response_received(self, metadata, response_json):
+            if not seen:
+                _timers.call_at(time.monotonic(), done.set)
+            seen.append(done.is_set())
+
+    registration = register(Busy())
+    [listener] = registration.listeners
+    worker = listener.callback.worker
+    gate = threading.Event()
+    worker.put(gate.wait)
+    for _ in range(3):  # all three wait in the queue before the first is run
+        request = make_request()
+        listener.callback.on_request_sent(request, "")
+        listener.callback.on_response_received(make_response(request=request), "")
+    gate.set()
+    assert flush()
+    assert seen == [False, True, True]
+
+
+def test_flush_and_the_end_of_the_thread_do_early_what_may_be_done_early():
+    """And what that puts off in turn; what may not be done early waits for its time."""
+    done = []
+    timers = _timers.own_timers(asyncio.run)
+
+    async def later():
+        done.append("awaited")
+
+    def early():
+        done.append("early")
+        _timers.call_at(math.inf, lambda: done.append("inner"), early=later)
+
+    try:
+        _timers.call_at(math.inf, lambda: done.append("outer"), early=early)
+        _timers.call_at(math.inf, lambda: done.append("in time"))
+        assert timers.wait_s() == 3600
+        _timers.run_early()
+        assert done == ["early", "awaited"]
+        timers.run_all()
+        assert done == ["early", "awaited", "in time"]
+        assert not _timers.call_at(0, early)
+    finally:
+        timers.run_all()

@@ -189,10 +189,11 @@ def _run(owner: weakref.ref[Worker], events: queue.SimpleQueue[_Event | None], l
     context = copy_context()  # what is put off is a hook's work: no call of the API in it is told
     context.run(running_hook.set, True)  # noqa: FBT003
     while True:
+        if timers.wait_s() == 0:  # also while there are events: a busy callback must not keep another one waiting
+            context.run(timers.run_due)
         try:
             event = events.get(timeout=timers.wait_s())
         except queue.Empty:
-            context.run(timers.run_due)
             continue
         if event is None:
             context.run(timers.run_all)
