@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import program_and_output, run_program
 
-from otel_llm_callback.testing import JsonReply, ReceivedRequest, ScriptedServer, chat_completion, error_body
+from otel_llm_callback.testing import JsonReply, ReceivedRequest, chat_completion, error_body
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -20,8 +18,7 @@ def programs() -> list[tuple[str, str, str]]:
     found = []
     for page in sorted(DOCS.glob("*.md")):
         for after in page.read_text(encoding="utf-8").split("<!-- program -->\n")[1:]:
-            program, output = re.findall(r"```(?:python|text)\n(.*?)```", after, flags=re.DOTALL)[:2]
-            found.append((page.name, program, output))
+            found.append((page.name, *program_and_output(after)))
     return found
 
 
@@ -42,17 +39,7 @@ def shape(text: str) -> list[str]:
 
 @pytest.mark.parametrize(("page", "program", "output"), programs(), ids=lambda value: value if len(value) < 30 else "")
 def test_program_prints_what_the_page_shows(page: str, program: str, output: str) -> None:
-    with ScriptedServer(reply) as server:
-        environment = {**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "unused", "COLUMNS": "80"}
-        done = subprocess.run(
-            [sys.executable, "-X", "dev", "-W", "error", "-c", program],
-            check=False,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=60,
-            env=environment,
-        )
+    done = run_program(program, reply)
     assert (done.returncode, done.stderr, shape(done.stdout)) == (0, "", shape(output))
 
 

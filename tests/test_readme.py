@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import program_and_output, run_program
 
 from otel_llm_callback.testing import (
     JsonReply,
     ReceivedRequest,
-    ScriptedServer,
     StreamReply,
     chat_chunks,
     chat_completion,
@@ -26,9 +23,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def shown(marker: str) -> tuple[str, str]:
     """The program after *marker* and its output, as the README has them."""
-    after = README.read_text(encoding="utf-8").partition(f"<!-- {marker} -->")[2]
-    program, output = re.findall(r"```(?:python|text)\n(.*?)```", after, flags=re.DOTALL)[:2]
-    return program, output
+    return program_and_output(README.read_text(encoding="utf-8").partition(f"<!-- {marker} -->")[2])
 
 
 def reply(request: ReceivedRequest) -> JsonReply | StreamReply | None:
@@ -65,23 +60,6 @@ def test_program_prints_what_the_readme_shows(marker, tmp_path):
     program, output = shown(marker)
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
-    with ScriptedServer(reply) as server:
-        environment = {
-            **os.environ,
-            "OPENAI_BASE_URL": server.url,
-            "OPENAI_API_KEY": "unused",
-            "COLUMNS": "80",
-            "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
-            "SENTRY_DSN": "https://key@sentry.invalid/1",
-        }
-        done = subprocess.run(
-            [sys.executable, "-X", "dev", "-W", "error", "-c", program],
-            check=False,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=60,
-            env=environment,
-            cwd=tmp_path,
-        )
+    environment = {"OTEL_EXPORTER_PROMETHEUS_PORT": str(port), "SENTRY_DSN": "https://key@sentry.invalid/1"}
+    done = run_program(program, reply, cwd=tmp_path, environment=environment)
     assert (done.returncode, shape(done.stderr + done.stdout)) == (0, shape(output))

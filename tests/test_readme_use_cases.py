@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import program_and_output, run_program
 
-from otel_llm_callback.testing import JsonReply, ScriptedServer, StreamReply, chat_chunks, chat_completion
+from otel_llm_callback.testing import JsonReply, StreamReply, chat_chunks, chat_completion
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
-
-
-def program_and_output(name):
-    """The program below the marker, and what it printed."""
-    after = README.partition(f"<!-- {name} -->")[2]
-    return re.findall(r"```(?:python|text)\n(.*?)```", after, flags=re.DOTALL)[:2]
 
 
 def reply(request):
@@ -32,16 +23,6 @@ def reply(request):
 
 @pytest.mark.parametrize("name", ["dashboard", "analytics"])
 def test_a_program_of_the_readme_prints_what_it_shows(name, tmp_path):
-    program, shown = program_and_output(name)
-    with ScriptedServer(reply) as server:
-        done = subprocess.run(
-            [sys.executable, "-X", "dev", "-W", "error", "-c", program],
-            cwd=tmp_path,
-            env={**os.environ, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "unused"},
-            check=False,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=60,
-        )
+    program, shown = program_and_output(README.partition(f"<!-- {name} -->")[2])
+    done = run_program(program, reply, cwd=tmp_path)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", shown)

@@ -315,7 +315,23 @@ class _ValueAlert(_LevelAlert):
         return window.share_beyond(self._level, above=self._above)
 
 
-class LatencyAlert(_ValueAlert):
+class _TimeAlert(_ValueAlert):
+    """An alert on a time that should be short."""
+
+    _unit = "s"
+
+    def __init__(
+        self,
+        threshold_s: float,
+        *targets: Target,
+        percentile: float | None = None,
+        share: float | None = None,
+        **options: Unpack[AlertOptions],
+    ) -> None:
+        super().__init__(threshold_s, targets, percentile, share, options)
+
+
+class LatencyAlert(_TimeAlert):
     """Fire when completed calls take longer than *threshold_s*, not counting the client's waits between retries.
 
     Calls that failed or were cancelled do not count, nor streams that were not read to their end: their time says
@@ -337,23 +353,12 @@ class LatencyAlert(_ValueAlert):
     """
 
     _name = "latency"
-    _unit = "s"
-
-    def __init__(
-        self,
-        threshold_s: float,
-        *targets: Target,
-        percentile: float | None = None,
-        share: float | None = None,
-        **options: Unpack[AlertOptions],
-    ) -> None:
-        super().__init__(threshold_s, targets, percentile, share, options)
 
     def _read(self, response: ResponseMetadata | None, context: ErrorContext | None) -> float | None:
         return _working_s(response) if response is not None and context is None else None
 
 
-class FirstChunkAlert(_ValueAlert):
+class FirstChunkAlert(_TimeAlert):
     """Fire when the first chunk of streams comes later than *threshold_s*, not counting waits between retries.
 
     All streams count that had a first chunk, however they ended.
@@ -368,7 +373,6 @@ class FirstChunkAlert(_ValueAlert):
     """
 
     _name = "first_chunk"
-    _unit = "s"
 
     def __init__(
         self,
@@ -380,7 +384,7 @@ class FirstChunkAlert(_ValueAlert):
         **options: Unpack[AlertOptions],
     ) -> None:
         self._output = output
-        super().__init__(threshold_s, targets, percentile, share, options)
+        super().__init__(threshold_s, *targets, percentile=percentile, share=share, **options)
 
     def _read(self, response: ResponseMetadata | None, context: ErrorContext | None) -> float | None:  # noqa: ARG002
         if response is None:
@@ -389,24 +393,13 @@ class FirstChunkAlert(_ValueAlert):
         return None if after_s is None else max(0.0, after_s - response.retry_wait_ms / 1000)
 
 
-class GapAlert(_ValueAlert):
+class GapAlert(_TimeAlert):
     """Fire when the longest wait between two chunks of a stream is longer than *threshold_s*.
 
     Takes what :class:`LatencyAlert` takes. All streams of two chunks or more count.
     """
 
     _name = "gap"
-    _unit = "s"
-
-    def __init__(
-        self,
-        threshold_s: float,
-        *targets: Target,
-        percentile: float | None = None,
-        share: float | None = None,
-        **options: Unpack[AlertOptions],
-    ) -> None:
-        super().__init__(threshold_s, targets, percentile, share, options)
 
     def _read(self, response: ResponseMetadata | None, context: ErrorContext | None) -> float | None:  # noqa: ARG002
         return None if response is None else response.longest_gap_s

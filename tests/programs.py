@@ -1,0 +1,32 @@
+"""Programs of the documentation: found by their marker, and run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+from otel_llm_callback.testing import ScriptedServer
+
+
+def program_and_output(text):
+    """The first two blocks of *text*: a program and what it prints."""
+    program, output = re.findall(r"```(?:python|text)\n(.*?)```", text, flags=re.DOTALL)[:2]
+    return program, output
+
+
+def run_program(program, reply, *, cwd=None, environment=None):
+    """Run *program* with a server that answers as *reply* says behind ``OPENAI_BASE_URL``; warnings are errors."""
+    with ScriptedServer(reply) as server:
+        usual = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "unused", "COLUMNS": "80"}
+        return subprocess.run(
+            [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+            check=False,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=60,
+            env={**os.environ, **usual, **(environment or {})},
+            cwd=cwd,
+        )
