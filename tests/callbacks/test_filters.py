@@ -667,9 +667,12 @@ def test_any_composition_tells_whole_calls_in_order_once(wraps, told, choose):
     for wrap in wraps:
         callback = wrap(callback)
     listeners = [*make_listeners(callback, Settings()), *make_listeners(plain, Settings())]
-    interleaved(listeners, told, choose.choice)
+    try:
+        interleaved(listeners, told, choose.choice)
+    finally:  # hypothesis may give an example up half way
+        for listener in listeners:
+            listener.callback.worker.close()
     for listener in listeners:
-        listener.callback.worker.close()
         assert listener.callback.worker.flush(time.monotonic() + A_WHILE_S)
     check_grammar(recorder.events)
     for call_id, events in recorder.calls().items():

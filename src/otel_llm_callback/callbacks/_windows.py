@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 Number: TypeAlias = float | Decimal
@@ -81,9 +82,7 @@ class Samples:
         """Return the smallest value that so many per cent do not exceed (nearest rank)."""
         if not self._ordered:
             return None
-        # A fraction of the decimal text: in floats 95 per cent of 20 may be a little more than 19.
-        rank = max(1, math.ceil(Fraction(str(percent)) / 100 * len(self._ordered)))
-        return self._ordered[rank - 1]
+        return self._ordered[_rank(percent, len(self._ordered)) - 1]
 
     def share_beyond(self, level: float, *, above: bool) -> float | None:
         """Return the share of values above *level*, or below it."""
@@ -99,6 +98,12 @@ class Samples:
     def _drop_oldest(self) -> None:
         _, number, _ = self._samples.popleft()
         del self._ordered[bisect_left(self._ordered, number)]
+
+
+@lru_cache(maxsize=4096)
+def _rank(percent: float, count: int) -> int:
+    # A fraction of the decimal text: in floats 95 per cent of 20 may be a little more than 19.
+    return max(1, math.ceil(Fraction(str(percent)) / 100 * count))
 
 
 class Sums:

@@ -144,11 +144,11 @@ class _LevelAlert:
 
     def on_response_received(self, metadata: ResponseMetadata, response_json: str) -> object:  # noqa: ARG002
         """Take a call that did not fail."""
-        return self._ended(metadata.request, metadata, None, metadata.timestamp)
+        return self._ended(metadata.request, metadata, None, metadata.ended_ns)
 
     def on_error(self, error: BaseException, context: ErrorContext) -> object:  # noqa: ARG002
         """Take a call that failed."""
-        return self._ended(context.request, context.partial, context, context.timestamp)
+        return self._ended(context.request, context.partial, context, context.ended_ns)
 
     def _read(self, response: ResponseMetadata | None, context: ErrorContext | None) -> Number | None:
         """Return what the call measured, None if it says nothing; *context* is None if it did not fail."""
@@ -165,18 +165,18 @@ class _LevelAlert:
         request: RequestMetadata,
         response: ResponseMetadata | None,
         context: ErrorContext | None,
-        at: datetime,
+        at_ns: int,
     ) -> object:
         value = self._read(response, context)
         name = self._group_of(request) if value is not None else None
         with self._lock:
             self._forget_parent()
             now_s = self._clock()
-            alerts = self._look_at_firing(now_s, at)
+            alerts = self._look_at_firing(now_s, at_ns)
             if value is not None:
                 group = self._find_group(name, now_s)
                 group.window.add(now_s, value, Call(request.call_id, request.trace_id, request.span_id))
-                alerts += self._judge(group, now_s, at)
+                alerts += self._judge(group, now_s, at_ns)
             self._call_later()
         return self._send(alerts)
 
@@ -185,14 +185,16 @@ class _LevelAlert:
         with self._lock:
             self._is_timed = False
             self._forget_parent()
-            alerts = self._look_at_firing(self._clock(), datetime.now(timezone.utc))
+            alerts = self._look_at_firing(self._clock(), time.time_ns())
             self._call_later()
         return self._send(alerts)
 
     def _call_later(self) -> None:
         """Have the thread that delivers look again when the next call leaves the window of an alert that is on."""
+        if self._is_timed or not self._firing:
+            return
         leaving = [at_s for group in self._firing.values() if (at_s := group.window.expires_at()) is not None]
-        if leaving and not self._is_timed:
+        if leaving:
             after_s = max(min(leaving) - self._clock(), _SHORTEST_WAIT_S)
             self._is_timed = _timers.call_at(time.monotonic() + after_s, self._look_again)
 
@@ -222,10 +224,10 @@ class _LevelAlert:
             if not group.window.count and not group.firing and now_s - group.fired_s >= self._cool_down_s:
                 del self._groups[group.name]
 
-    def _look_at_firing(self, now_s: float, at: datetime) -> list[Alert]:
-        return [alert for group in list(self._firing.values()) for alert in self._judge(group, now_s, at)]
+    def _look_at_firing(self, now_s: float, at_ns: int) -> list[Alert]:
+        return [alert for group in list(self._firing.values()) for alert in self._judge(group, now_s, at_ns)]
 
-    def _judge(self, group: _Group, now_s: float, at: datetime) -> list[Alert]:
+    def _judge(self, group: _Group, now_s: float, at_ns: int) -> list[Alert]:
         """Return the alert that is due for *group*, if one is."""
         window = group.window
         window.expire(now_s)
@@ -236,17 +238,17 @@ class _LevelAlert:
                 return []
             group.firing = False
             del self._firing[group.name]
-            return [self._alert(group, "cleared", value, at)]
+            return [self._alert(group, "cleared", value, at_ns)]
         if not enough or not self._is_beyond(value, self._threshold) or now_s - group.fired_s < self._cool_down_s:
             return []
         group.firing, group.fired_s = True, now_s
         self._firing[group.name] = group
-        return [self._alert(group, "fired", value, at)]
+        return [self._alert(group, "fired", value, at_ns)]
 
     def _is_beyond(self, value: Any, level: Any) -> bool:
         return bool(value > level if self._fires_above else value < level)
 
-    def _alert(self, group: _Group, state: Literal["fired", "cleared"], value: Number | None, at: datetime) -> Alert:
+    def _alert(self, group: _Group, state: Literal["fired", "cleared"], value: Number | None, at_ns: int) -> Alert:
         worst = group.window.worst(highest=self._above)
         return Alert(
             name=self._alert_name,
@@ -262,7 +264,7 @@ class _LevelAlert:
             call_id=None if worst is None else worst.call_id,
             trace_id=None if worst is None else worst.trace_id,
             span_id=None if worst is None else worst.span_id,
-            at=at,
+            at=datetime.fromtimestamp(at_ns / 1e9, tz=timezone.utc),
         )
 
     def _send(self, alerts: list[Alert]) -> object:

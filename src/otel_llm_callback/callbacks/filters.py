@@ -246,6 +246,7 @@ class _Filter(_Behind):
 
     def __init__(self, kind: str, callback: Any, tells: _Tells) -> None:
         super().__init__(kind, callback)
+        tells = _once_in_a_row(tells)
         for name in HOOKS:
             if (hook := find_hook(callback, name)) is not None:
                 setattr(self, name, _if_told(hook, name, tells))
@@ -450,6 +451,21 @@ def _request_of(name: str, first: Any, second: Any) -> RequestMetadata:
     if name == "on_request_sent":
         return first  # type: ignore[no-any-return]
     return second.request if name == "on_error" else first.request  # type: ignore[no-any-return]
+
+
+def _once_in_a_row(tells: _Tells) -> _Tells:
+    """Return *tells* with the answer for the latest request kept: the chunks of a stream mostly come one by one."""
+    latest: tuple[RequestMetadata | None, bool] = (None, False)
+
+    def told(request: RequestMetadata) -> bool:
+        nonlocal latest
+        known, answer = latest  # read and replaced whole, so that threads need no lock
+        if known is not request:
+            answer = tells(request)
+            latest = (request, answer)
+        return answer
+
+    return told
 
 
 def _if_told(hook: Hook | None, name: str, tells: _Tells) -> Hook:
