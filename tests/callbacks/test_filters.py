@@ -21,6 +21,7 @@ from otel_llm_callback import (
     DeliveryOptions,
     MultiCallback,
     OpenTelemetryCallback,
+    _registry,
     flush,
     instrument,
     register,
@@ -344,6 +345,17 @@ def test_batch_is_handed_over_when_it_is_removed(server, client):
     wait_until(lambda: [len(ends) for ends in lists] == [1])
 
 
+@pytest.fixture
+def own_shared_workers(monkeypatch):
+    """The queues that blocks share are this test's own, and end with it."""
+    shared = {}
+    monkeypatch.setattr(_registry, "_scoped", shared)
+    yield
+    for worker in shared.values():
+        worker.close()
+
+
+@pytest.mark.usefixtures("own_shared_workers")
 def test_batch_of_a_block_is_handed_over_after_the_block_is_gone(server, client):
     """Nobody holds the batch any more but what is in it."""
     lists = []
