@@ -103,7 +103,16 @@ def test_metadata_is_what_the_index_shows(metadata: email.message.Message) -> No
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert metadata.get_all("Provides-Extra") == ["all", "console", "cost", "instruments", "otlp", "parquet"]
+    assert metadata.get_all("Provides-Extra") == [
+        "all",
+        "console",
+        "cost",
+        "instruments",
+        "otlp",
+        "parquet",
+        "prometheus",
+        "sentry",
+    ]
     requirements = metadata.get_all("Requires-Dist", [])
     assert [line for line in requirements if any(sign in line.partition(";")[0] for sign in ("<", "==", "~="))] == []
 
