@@ -685,7 +685,7 @@ def test_any_composition_tells_whole_calls_in_order_once(wraps, told, choose):
         for listener in listeners:
             listener.callback.worker.close()
     for listener in listeners:
-        assert listener.callback.worker.flush(time.monotonic() + A_WHILE_S)
+        assert listener.callback.worker.flush(time.monotonic() + A_WHILE_S, threading.current_thread())
     check_grammar(recorder.events)
     for call_id, events in recorder.calls().items():
         without_chunks = [event for event in plain.events_of(call_id) if event.name != "stream_chunk"]
