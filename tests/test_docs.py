@@ -45,4 +45,4 @@ def test_program_prints_what_the_page_shows(page: str, program: str, output: str
 
 def test_there_are_programs() -> None:
     """The marker is still the one that is looked for."""
-    assert {page for page, _, _ in programs()} >= {"alerts.md", "filters.md"}
+    assert {page for page, _, _ in programs()} >= {"callback-alerts.md", "filters.md"}
