@@ -141,6 +141,8 @@ OWN = {
     },
     "testing": {"protocol", "types"},
     "instrumentor": ANYTHING,
+    # It reads what others send: of ours only the names on the wire, and how sums and percentiles are made and told.
+    "viewer": {"_version", "callbacks", "telemetry", "types"},
     "sdk": {"_background", "_exchange", "config"},
     "zero_code": {"config", "sdk"},
     "_demo": ANYTHING,
@@ -187,21 +189,38 @@ class Allowed:
 
 
 FOREIGN = {
+    "anyio": Allowed({"viewer"}),
     "genai_prices": Allowed(in_function={"prices"}),
+    "google": Allowed({"viewer"}),  # protobuf, and its Status message
     "httpx": Allowed(),
     "httpx2": Allowed(),
     "openai": Allowed({"_openai"}, in_function={"_demo", "_doctor", "cli", "testing"}),
     "opentelemetry": Allowed(
-        {"_client", "_demo", "_doctor", "_status", "cli", "instrumentor", "sdk", "telemetry", "testing", "zero_code"},
+        {
+            "_client",
+            "_demo",
+            "_doctor",
+            "_status",
+            "cli",
+            "instrumentor",
+            "sdk",
+            "telemetry",
+            "testing",
+            "viewer",
+            "zero_code",
+        },
         in_function={"callbacks"},
         for_types={"callbacks"},
     ),
+    "platformdirs": Allowed(in_function={"viewer"}),
     "pyarrow": Allowed(in_function={"callbacks"}),
     "prometheus_client": Allowed(in_function={"sdk"}),
     "pydantic_core": Allowed(in_function={"content"}),  # comes with openai, so it may be missing
     "rich": Allowed(in_function={"_demo", "callbacks", "cli"}),
     "sentry_sdk": Allowed(in_function={"callbacks"}),
+    "starlette": Allowed({"viewer"}),
     "typing_extensions": Allowed(for_types=ANYTHING),  # no requirement of ours: missing at the lower bounds
+    "uvicorn": Allowed({"viewer"}),
     "wrapt": Allowed({"_openai", "_streams", "_websockets", "instrumentor"}),
 }
 
@@ -283,6 +302,13 @@ def test_a_library_is_imported_only_where_it_belongs(module: str) -> None:
         if found.library not in sys.stdlib_module_names | {NAME}
         and not FOREIGN.get(found.library, Allowed()).permits(found)
     ] == []
+
+
+def test_the_viewer_needs_no_sdk() -> None:
+    """Of OpenTelemetry it knows the messages on the wire: whoever only looks at spans need not be able to make them."""
+    modules = [name for name in MODULES if row_of(name) == "viewer"]
+    found = {i.target for name in modules for i in read_imports(name) if i.library == "opentelemetry"}
+    assert {target for target in found if not target.startswith("opentelemetry.proto.")} == set()
 
 
 def test_every_row_is_about_a_module_there_is() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
@@ -114,7 +115,59 @@ def _audit_verify(arguments: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-_SUBCOMMANDS: Final[tuple[Callable[[_Subcommands], None], ...]] = (_add_demo, _add_doctor, _add_audit)
+def _add_view(subcommands: _Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "view",
+        help="a page in the browser where each call appears while it streams",
+        description="Receive OTLP over HTTP (protobuf or JSON), keep it in a bounded store, and show it on a page. It "
+        "listens on this machine only, unless told otherwise, and then needs a token.",
+    )
+    parser.add_argument(
+        "--port", type=int, default=4318, help="the port; 0 for any free one (default: 4318, OTLP's own)"
+    )
+    parser.add_argument("--host", default="localhost", help="the address to listen on (default: localhost)")
+    parser.add_argument(
+        "--token",
+        default=os.environ.get("OTEL_LLM_CALLBACK_VIEW_TOKEN") or None,
+        help="what senders and the page must present (default: OTEL_LLM_CALLBACK_VIEW_TOKEN, else none)",
+    )
+    parser.add_argument(
+        "--name", action="append", default=[], metavar="HOST", help="a further host name by which it is addressed"
+    )
+    parser.add_argument(
+        "--store", type=Path, metavar="PATH", help="the database (default: in the user's state directory)"
+    )
+    parser.add_argument("--memory", action="store_true", help="keep everything in memory")
+    parser.add_argument("--max-spans", type=int, metavar="N", help="spans the store keeps (default: 1,000,000)")
+    parser.add_argument("--max-mib", type=int, metavar="N", help="MiB the store keeps (default: 2048)")
+    parser.add_argument("--open", action="store_true", help="open the browser")
+    parser.set_defaults(run=_view)
+
+
+def _view(arguments: argparse.Namespace) -> int:
+    try:
+        from .viewer import Limits, Options, OptionsError, default_store
+        from .viewer._server import run
+    except ImportError as error:
+        sys.stderr.write(f"The live view needs more packages ({error.name}): pip install 'otel-llm-callback[viewer]'\n")
+        return 1
+    given = {"spans": arguments.max_spans, "stored_bytes": arguments.max_mib and arguments.max_mib * 1024 * 1024}
+    try:
+        options = Options(
+            host=arguments.host,
+            port=arguments.port,
+            store=None if arguments.memory else arguments.store or default_store(),
+            token=arguments.token,
+            names=tuple(arguments.name),
+            limits=Limits(**{name: value for name, value in given.items() if value is not None}),
+        )
+    except OptionsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return run(options, opens_browser=arguments.open)
+
+
+_SUBCOMMANDS: Final[tuple[Callable[[_Subcommands], None], ...]] = (_add_demo, _add_doctor, _add_audit, _add_view)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -112,6 +112,7 @@ def test_metadata_is_what_the_index_shows(metadata: email.message.Message) -> No
         "parquet",
         "prometheus",
         "sentry",
+        "viewer",
     ]
     requirements = metadata.get_all("Requires-Dist", [])
     assert [line for line in requirements if any(sign in line.partition(";")[0] for sign in ("<", "==", "~="))] == []

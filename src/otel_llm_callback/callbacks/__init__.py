@@ -20,6 +20,7 @@ from .console import ConsoleLogger
 from .cost import BudgetUse, CostSummary, CostTotals, CostTracker
 from .filters import CallEnd, batch, only, sample, where
 from .json_logger import JsonLogger
+from .live import LiveView
 from .multi import MultiCallback
 from .parquet import ParquetSink
 from .sentry import SentryCallback
@@ -48,6 +49,7 @@ __all__ = [
     "GapAlert",
     "JsonLogger",
     "LatencyAlert",
+    "LiveView",
     "MultiCallback",
     "OutputSpeedAlert",
     "ParquetSink",
