@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import secrets
 import time
 from collections import deque
@@ -37,6 +38,7 @@ _HEADERS: Final = {
     "cross-origin-opener-policy": "same-origin",
 }
 
+_HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:[0-9]{1,5})?")
 _ATTEMPTS: Final = 20
 _ATTEMPTS_S: Final = 60
 
@@ -61,9 +63,12 @@ class Door:
 
     def knows_host(self, host: str) -> bool:
         """Whether *host*, the header, names this viewer; a name somebody else's page was served under does not."""
-        name = (urlsplit(f"//{host}").hostname or "") if host else ""
+        found = _HOST.fullmatch(host)
+        if found is None:
+            return False
+        name = found["name"].lower().strip("[]")
         if is_loopback(name) or name in {self._options.host, *self._options.names}:
-            return bool(name)
+            return True
         return not self._options.is_loopback and _is_address(name)
 
     def is_own_page(self, headers: Headers) -> bool:

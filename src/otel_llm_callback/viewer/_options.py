@@ -74,6 +74,9 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= _HIGHEST_PORT:
             raise OptionsError(f"--port is {self.port}; it must be from 0 to {_HIGHEST_PORT}")
+        for name, value in (("--max-spans", self.limits.spans), ("--max-mib", self.limits.stored_bytes)):
+            if value < 1:
+                raise OptionsError(f"{name} must be at least 1")
         if self.token is not None and (len(self.token) < _SHORTEST_TOKEN or not self.token.isascii()):
             raise OptionsError(f"--token must have at least {_SHORTEST_TOKEN} characters, all of them ASCII")
         if not self.is_loopback and self.token is None:

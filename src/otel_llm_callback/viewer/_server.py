@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
-import signal
 import socket
 import sys
 import urllib.request
 import webbrowser
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
@@ -41,10 +42,13 @@ def run(options: Options, *, opens_browser: bool = False) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     url = f"http://{options.address}:{sockets[0].getsockname()[1]}"
-    _announce(options, url)
-    if opens_browser:
-        _open_browser(options, url)
-    _Server(viewer).run(sockets)
+
+    def announce() -> None:
+        _announce(options, url)
+        if opens_browser:
+            _open_browser(options, url)
+
+    _Server(viewer, announce).run(sockets)
     return 0
 
 
@@ -69,10 +73,16 @@ def listen(options: Options) -> list[socket.socket]:
 
 
 class _Server(uvicorn.Server):
-    """Ends the streams of events when told to stop, which would otherwise hold the server open."""
+    """Ends the streams of events when told to stop, which would otherwise hold the server open.
 
-    def __init__(self, viewer: Viewer) -> None:
+    Args:
+        viewer: What is served.
+        announce: Called once it is, and once a signal ends it in order.
+    """
+
+    def __init__(self, viewer: Viewer, announce: Callable[[], None] = lambda: None) -> None:
         self._viewer = viewer
+        self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(
             uvicorn.Config(
@@ -94,6 +104,11 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        self._announce()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; told by a signal."""
         if self._loop is not None:
@@ -102,10 +117,8 @@ class _Server(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until told to stop; an interrupt is an orderly end."""
-        try:
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is closed
             super().run(sockets)
-        except KeyboardInterrupt:  # uvicorn raises the signal again once all is closed
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def about(url: str) -> dict[str, Any] | None:
