@@ -131,7 +131,7 @@ class Process(Client):
         _, stderr = self.process.communicate(timeout=30)
         return self.process.returncode, stderr
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Process:  # noqa: PYI034 - no class is made of this one
         return self
 
     def __exit__(self, *_: object) -> None:

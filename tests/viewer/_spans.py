@@ -30,24 +30,20 @@ def trace_id() -> bytes:
     return next(_numbers).to_bytes(16, "big")
 
 
+_FIELDS = {bool: "bool_value", int: "int_value", float: "double_value", bytes: "bytes_value", str: "string_value"}
+
+
 def any_value(value: Any) -> AnyValue:
-    if isinstance(value, bool):
-        return AnyValue(bool_value=value)
-    if isinstance(value, int):
-        return AnyValue(int_value=value)
-    if isinstance(value, float):
-        return AnyValue(double_value=value)
-    if isinstance(value, bytes):
-        return AnyValue(bytes_value=value)
+    told = AnyValue()
     if isinstance(value, Mapping):
-        told = AnyValue()
+        told.kvlist_value.SetInParent()
         told.kvlist_value.values.extend(attributes(value))
-        return told
-    if isinstance(value, (list, tuple)):
-        told = AnyValue()
+    elif isinstance(value, (list, tuple)):
+        told.array_value.SetInParent()
         told.array_value.values.extend(any_value(item) for item in value)
-        return told
-    return AnyValue(string_value=value)
+    else:
+        setattr(told, _FIELDS[type(value)], value)
+    return told
 
 
 def attributes(told: Mapping[str, Any]) -> list[KeyValue]:

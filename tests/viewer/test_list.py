@@ -198,7 +198,7 @@ def test_a_chart_has_as_many_points_as_times(window_s):
 
 
 def test_a_session_is_told_as_the_terminal_tells_it():
-    database, store, queries = opened()
+    database, store, _ = opened()
     began = 1_700_000_000 * 10**9
     usage = {"session.id": "s", "gen_ai.usage.cache_read.input_tokens": 4}
     sent = [

@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 import subprocess
-from pathlib import Path
 
-import platformdirs
 import pytest
-
-PROGRAM = Path(__file__).parent / "javascript"
-NODE, NPM = shutil.which("node"), shutil.which("npm")
+from viewer import _npm
 
 
 @pytest.fixture(scope="module")
 def packages():
-    """The exporters, installed once in the user's cache."""
-    if NODE is None or NPM is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("CI needs node and npm for the sender in another language")
-        pytest.skip("node and npm are not here, so no sender in another language is tried")
-    wanted = (PROGRAM / "package.json").read_bytes()
-    digest = hashlib.sha256(wanted).hexdigest()[:12]
-    place = platformdirs.user_cache_path("otel-llm-callback-tests") / f"javascript-{digest}"
-    if not (place / "ready").exists():
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "package.json").write_bytes(wanted)
-        command = [NPM, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
-        result = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300, check=False)
-        if result.returncode != 0:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"npm could not install the exporters:\n{result.stdout}{result.stderr}")
-            pytest.skip("npm could not install the exporters, so no sender in another language is tried")
-        (place / "ready").touch()
-    shutil.copy(PROGRAM / "send.mjs", place)
-    return place
+    return _npm.packages()
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 @pytest.mark.parametrize("kind", ["json", "proto"])
 def test_a_javascript_program_is_shown(viewer, packages, kind, compression):
-    command = [NODE, "send.mjs", viewer.url, kind, compression]
+    command = [_npm.NODE, "send.mjs", viewer.url, kind, compression]
     result = subprocess.run(command, cwd=packages, capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     [row] = viewer.traces()

@@ -144,7 +144,7 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path, content):
     else:
         path.write_text(content)
     before = path.read_bytes()
-    with pytest.raises(StoreError, match="other.db"):
+    with pytest.raises(StoreError, match=r"other\.db"):
         Database(path)
     assert path.read_bytes() == before
 

@@ -33,6 +33,11 @@ export function link(path, attributes, ...children) {
   return el("a", { href: path, "data-link": "", ...attributes }, ...children);
 }
 
+/** The head of a row; a row that goes on with the one before has none. */
+export function rowHead(name) {
+  return name ? el("th", { scope: "row" }, name) : el("td");
+}
+
 /** Tell a screen reader. */
 export function say(text) {
   document.getElementById("said").textContent = text;
@@ -44,10 +49,11 @@ export function copyButton(label, makeText) {
     const text = await makeText();
     try {
       await navigator.clipboard.writeText(text);
-      button.textContent = "Copied";
     } catch {
       showText(label, text); // the clipboard is for secure origins and those who allow it
+      return;
     }
+    button.textContent = "Copied";
     say(`${label}: copied`);
     setTimeout(() => {
       button.textContent = label;

@@ -1,7 +1,7 @@
 // A session, as the terminal prints its summary.
 
 import { ask, on } from "./api.js";
-import { copyButton, el, link, replace, visible } from "./dom.js";
+import { copyButton, el, link, replace, rowHead, visible } from "./dom.js";
 
 export async function showSession({ main, signal, atEnd }, session) {
   const body = el("tbody");
@@ -17,7 +17,7 @@ export async function showSession({ main, signal, atEnd }, session) {
   const load = async () => {
     const told = await ask(`/api/sessions/${encodeURIComponent(session)}`, signal);
     text = told.text;
-    replace(body, told.rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, visible(name)), el("td", {}, visible(value)))));
+    replace(body, told.rows.map(([name, value]) => el("tr", {}, rowHead(visible(name)), el("td", {}, visible(value)))));
     note.textContent = told.is_whole ? "" : "Made of the newest 10,000 calls.";
   };
   await load();

@@ -3,7 +3,7 @@
 import { ask, on } from "./api.js";
 import { conversation } from "./conversation.js";
 import { curlOf } from "./curl.js";
-import { copyButton, el, link, replace, visible } from "./dom.js";
+import { copyButton, el, link, replace, rowHead, visible } from "./dom.js";
 import * as f from "./format.js";
 
 const ROW = 30;
@@ -384,7 +384,7 @@ function events(span) {
 
 function factTable(title, rows) {
   if (!rows.length) return null;
-  return el("section", {}, el("h3", {}, title), el("table", { class: "facts-table", "aria-label": title }, el("tbody", {}, rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, isNode(value) ? value : visible(text(value))))))));
+  return el("section", {}, el("h3", {}, title), el("table", { class: "facts-table", "aria-label": title }, el("tbody", {}, rows.map(([name, value]) => el("tr", {}, rowHead(name), el("td", {}, isNode(value) ? value : visible(text(value))))))));
 }
 
 function isNode(value) {
