@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
-from urllib.parse import quote
 
 import anyio
 import anyio.to_thread
@@ -229,10 +228,13 @@ class Viewer:
             raise _RefusedError(415, f"The content type must be {_otlp.JSON}.")
         body = await self._body(request, _LIVE_BYTES)
         try:
-            changed = self._live.take(body)
+            changed, some_are_gone = self._live.take(body)
         except BadEventsError:
             raise _RefusedError(400, "These are not the events of LiveView.") from None
-        self.watchers.publish("live", changed)
+        if changed:
+            self.watchers.publish("live", changed)
+        if some_are_gone:
+            self.watchers.publish("refresh", {})
         return Response(status_code=204)
 
     # What the page asks
@@ -424,8 +426,3 @@ def _filters(request: Request) -> Filters:
         for name in ("model", "operation", "outcome", "error", "session", "service", "text")
     }
     return Filters(**texts, slower_ms=slower_ms, before_ns=before_ns)
-
-
-def trace_path(trace_id: str) -> str:
-    """Return where the page shows a trace."""
-    return f"/trace/{quote(trace_id, safe='')}"

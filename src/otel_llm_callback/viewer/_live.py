@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from ._options import Limits
 
-_LATEST_ENDED_S: Final = 300
+_LATEST_ENDED_S: Final = 60
 _SILENT_S: Final = 3600
 _CLIPPED: Final = 500
 _EVENT_LIMIT: Final = 20_000
+_REMEMBERED: Final = 20_000
 _WATCHERS: Final = 64
 _WATCHER_QUEUE: Final = 64
 _PING_S: Final = 15
@@ -83,13 +85,14 @@ class LiveCalls:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._calls: dict[str, LiveCall] = {}
+        self._stored: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.lost = 0
 
     def __len__(self) -> int:
         return len(self._calls)
 
-    def take(self, body: bytes) -> list[dict[str, Any]]:
-        """Take in what a callback sent; return the calls it changed.
+    def take(self, body: bytes) -> tuple[list[dict[str, Any]], bool]:
+        """Take in what a callback sent; return the calls it changed, and whether some are gone.
 
         Raises:
             BadEventsError: It is not what a callback sends. What came before the fault is kept.
@@ -106,13 +109,18 @@ class LiveCalls:
             if call is not None:
                 changed[call.call_id] = call
         self._tidy()
-        return [_shown(call) for call in changed.values()]
+        done = [call_id for call_id, call in changed.items() if (call.trace_id, call.span_id) in self._stored]
+        for call_id in done:  # the span of a short call may be here before this was
+            del changed[call_id]
+            self._calls.pop(call_id, None)
+        return [_shown(call) for call in changed.values()], bool(done)
 
     def stored(self, spans: Iterable[tuple[bytes, bytes]]) -> bool:
         """Forget the calls whose spans are stored; True if there were any."""
-        if not self._calls:
-            return False
-        arrived = {(trace_id.hex(), span_id.hex()) for trace_id, span_id in spans}
+        arrived = {(trace_id.hex(), span_id.hex()): None for trace_id, span_id in spans}
+        self._stored.update(arrived)
+        while len(self._stored) > _REMEMBERED:
+            self._stored.popitem(last=False)
         done = [call.call_id for call in self._calls.values() if (call.trace_id, call.span_id) in arrived]
         for call_id in done:
             del self._calls[call_id]

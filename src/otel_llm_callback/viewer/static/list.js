@@ -164,7 +164,7 @@ function traceRow(trace) {
     f.usd(trace.cost_usd),
     result(trace),
   ];
-  return el("tr", { role: "row" }, cells.map((cell, at) => el("td", { role: "cell", "data-label": COLUMNS[at] }, cell)));
+  return el("tr", { role: "row" }, cells.map((cell, at) => el("td", { role: "cell", "data-label": COLUMNS[at] }, el("div", {}, cell))));
 }
 
 function result(trace) {
@@ -199,7 +199,7 @@ function sum(left, right) {
 
 function watchFlights(section, signal, atEnd) {
   const cards = new Map();
-  const title = el("h2", {}, "In flight");
+  const title = el("h2", {}, "Going on now");
   section.append(title);
 
   const put = (call) => {

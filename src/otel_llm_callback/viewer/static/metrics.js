@@ -34,7 +34,7 @@ function row(point) {
     point.count ? figure(point.total / point.count, point.unit) : f.NONE,
     f.time(point.at_ms),
   ];
-  return el("tr", { role: "row" }, cells.map((cell, at) => el("td", { role: "cell", "data-label": COLUMNS[at] }, cell)));
+  return el("tr", { role: "row" }, cells.map((cell, at) => el("td", { role: "cell", "data-label": COLUMNS[at] }, el("div", {}, cell))));
 }
 
 function attributes(told) {
