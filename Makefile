@@ -12,12 +12,13 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help demo stack stack-down e2e test frameworks lint types format clean
+.PHONY: help browser demo test frameworks lint types format clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 demo: $(DEMO_READY) ## Set up, then show the callbacks and the telemetry of a few calls.
-	@$(VENV)/bin/otel-llm-callback demo
+	@$(VENV)/bin/otel-llm-callback demo --view $(DEMO_ARGS)
 
 stack: | $(PY) ## Start Collector, Jaeger and Prometheus without containers; built from Go modules the first time.
 	@PYTHONPATH=stack $(PY) -m native up $(addprefix --overlay=,$(OVERLAYS))
@@ -29,11 +30,15 @@ e2e: $(TEST_READY) ## Set up, then run the tests against the real programs of th
 	$(PY) -m pytest tests/stack -rP $(PYTEST_ARGS)
 
 test: lint types ## Set up, then check format, lint and types and run the tests.
+test: lint types browser ## Set up, then check format, lint and types and run the tests.
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 frameworks: $(TEST_READY) ## Set up, make an environment for each framework where there is none, and run their tests.
 	$(PY) tests/frameworks/_environments.py
 	$(PY) -m pytest tests/frameworks -rP $(PYTEST_ARGS)
+
+browser: $(TEST_READY) ## Have Chromium for the tests of the live view, by apt-get where that is allowed.
+	@$(PY) tests/viewer/_browser.py
 
 lint: $(TEST_READY) ## Set up, then check format and lint.
 	$(PY) -m ruff format --check

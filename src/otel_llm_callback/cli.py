@@ -51,7 +51,11 @@ def _add_demo(subcommands: _Subcommands) -> None:
         "--model", metavar="NAME", help="the model to ask (default: OPENAI_MODEL, else what the server has)"
     )
     parser.add_argument("--no-color", action="store_true", help="print without colours")
-    parser.add_argument("--show-content", action="store_true", help="print the conversation")
+    parser.add_argument(
+        "--show-content", action="store_true", help="print the conversation, and show it in the live view"
+    )
+    parser.add_argument("--view", action="store_true", help="start the live view if no OTLP receiver is there")
+    parser.add_argument("--open", action="store_true", help="open the trace in the browser; implies --view")
     parser.set_defaults(run=_demo)
 
 
@@ -59,7 +63,14 @@ def _demo(arguments: argparse.Namespace) -> int:
     from ._demo import Options, run_demo
 
     color = False if arguments.no_color else None
-    return run_demo(Options(model=arguments.model, color=color, show_content=arguments.show_content))
+    options = Options(
+        model=arguments.model,
+        color=color,
+        show_content=arguments.show_content,
+        starts_view=arguments.view or arguments.open,
+        opens_browser=arguments.open,
+    )
+    return run_demo(options)
 
 
 def _add_doctor(subcommands: _Subcommands) -> None:
@@ -140,6 +151,9 @@ def _add_view(subcommands: _Subcommands) -> None:
     parser.add_argument("--memory", action="store_true", help="keep everything in memory")
     parser.add_argument("--max-spans", type=int, metavar="N", help="spans the store keeps (default: 1,000,000)")
     parser.add_argument("--max-mib", type=int, metavar="N", help="MiB the store keeps (default: 2048)")
+    parser.add_argument(
+        "--exit-after", type=float, metavar="MINUTES", help="end by itself after so long without a request or a page"
+    )
     parser.add_argument("--open", action="store_true", help="open the browser")
     parser.set_defaults(run=_view)
 
@@ -151,13 +165,17 @@ def _view(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         sys.stderr.write(f"The live view needs more packages ({error.name}): pip install 'otel-llm-callback[viewer]'\n")
         return 1
-    given = {"spans": arguments.max_spans, "stored_bytes": arguments.max_mib and arguments.max_mib * 1024 * 1024}
+    given = {
+        "spans": arguments.max_spans,
+        "stored_bytes": None if arguments.max_mib is None else arguments.max_mib * 1024 * 1024,
+    }
     try:
         options = Options(
             host=arguments.host,
             port=arguments.port,
             store=None if arguments.memory else arguments.store or default_store(),
             token=arguments.token,
+            exit_after_s=None if arguments.exit_after is None else arguments.exit_after * 60,
             names=tuple(arguments.name),
             limits=Limits(**{name: value for name, value in given.items() if value is not None}),
         )

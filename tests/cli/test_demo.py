@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from viewer._serving import Process
 
 import otel_llm_callback
 from otel_llm_callback import cli
-from otel_llm_callback._demo import _agent, _export
+from otel_llm_callback._demo import _agent, _export, _live
 from otel_llm_callback.testing import JsonReply, ScriptedServer, error_body
+from otel_llm_callback.viewer._probe import about
 
 SOURCES = str(Path(otel_llm_callback.__file__).parent.parent)
 SECRETS = ("Hello Bob", "I am Bob", "friendly agent")
@@ -346,3 +349,48 @@ def test_packages_that_are_missing_are_named(monkeypatch, capsys):
     monkeypatch.setattr("otel_llm_callback._demo._PACKAGES", {"no_such_package.sub": "otel-llm-callback[console]"})
     assert cli.main(["demo"]) == 1
     assert "pip install 'otel-llm-callback[console]'" in capsys.readouterr().err
+
+
+def test_a_live_view_that_runs_gets_the_calls_and_its_address_is_printed():
+    """The calls are told while they go on, and the trace is where the address says; content only if it is asked for."""
+    with Process("--memory") as viewer:
+        plain = run(OTEL_EXPORTER_OTLP_ENDPOINT=viewer.url)
+        shown = run("--show-content", OTEL_EXPORTER_OTLP_ENDPOINT=viewer.url)
+        for result, has_content in ((plain, False), (shown, True)):
+            assert (result.returncode, result.stderr) == (0, "")
+            assert "Traces: sent, the live view that is running\n" in result.stdout
+            trace_id = re.search(rf"^Live view: {viewer.url}/trace/(\w+)$", result.stdout, re.MULTILINE)[1]
+            trace = viewer.get(f"/api/traces/{trace_id}")
+            told = {name: trace[name] for name in ("name", "service", "spans", "calls", "errors", "retries", "session")}
+            expected = {"name": "Bob session", "service": "bob-demo", "spans": 5, "calls": 4, "errors": 1, "retries": 1}
+            assert told == {**expected, "session": "bob-demo"}
+            spans = [viewer.get(f"/api/traces/{trace_id}/spans/{bar['id']}") for bar in trace["span_list"]]
+            assert ("Hello Bob" in str(spans)) is has_content
+        assert viewer.get("/api/metrics")["series"]
+        assert viewer.get("/api/live")["calls"] == []  # the spans have taken their places
+
+
+def test_a_live_view_is_started_where_nothing_listens():
+    """It outlives the program that started it, keeps nothing on disk, and ends without use."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    target = _live.start(port)
+    pid = int(re.search(r"process (\d+)", target.description)[1])
+    try:
+        assert target.view_url == f"http://localhost:{port}"
+        assert about(target.view_url)["name"] == "otel-llm-callback view"
+        assert _live.recognised(target).description == "the live view that is running"
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+
+
+def test_a_live_view_that_cannot_start_is_no_target():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert _live.start(taken.getsockname()[1]) is None
+
+
+def test_something_else_that_listens_is_no_live_view(dead_endpoint):
+    target = _export.Target("http/protobuf", dead_endpoint, "a Collector")
+    assert _live.recognised(target) is target

@@ -146,3 +146,13 @@ def test_missing_packages_are_named(tmp_path):
     result = run("--memory", PYTHONPATH=f"{tmp_path}{os.pathsep}{SOURCES}")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "The live view needs more packages (starlette): pip install 'otel-llm-callback[viewer]'\n"
+
+
+def test_it_can_end_by_itself_when_nobody_uses_it():
+    """An open page counts as use."""
+    with Process("--memory", "--exit-after", "0.01") as viewer:
+        watch = Watch(viewer)
+        with pytest.raises(subprocess.TimeoutExpired):
+            viewer.process.wait(2)
+        watch.close()
+        assert viewer.process.wait(20) == 0

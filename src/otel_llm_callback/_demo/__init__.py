@@ -7,6 +7,7 @@ span tree and the metrics of the same calls.
 from __future__ import annotations
 
 import sys
+import webbrowser
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -39,12 +40,16 @@ class Options:
     Attributes:
         model: The model to ask; None leaves it to ``OPENAI_MODEL`` and to what the server has.
         color: False for none; None means colours on a terminal, unless ``NO_COLOR`` is set.
-        show_content: Whether to print the conversation.
+        show_content: Whether to print the conversation, and to have the live view show it.
+        starts_view: Whether to start the live view if nothing else is there to export to.
+        opens_browser: Whether to open the trace in the browser.
     """
 
     model: str | None = None
     color: bool | None = None
     show_content: bool = False
+    starts_view: bool = False
+    opens_browser: bool = False
 
 
 def run_demo(options: Options) -> int:
@@ -92,15 +97,15 @@ def _run(options: Options, stack: ExitStack) -> None:
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
     import otel_llm_callback
-    from otel_llm_callback.callbacks import ConsoleLogger, SessionAnalytics
+    from otel_llm_callback.callbacks import ConsoleLogger, LiveView, SessionAnalytics
     from otel_llm_callback.testing import TelemetryCollector
 
-    from . import _export, _view
+    from . import _export, _live, _view
     from ._agent import open_server
 
     screen = _view.open_screen(color=options.color)
     server = stack.enter_context(open_server(options.model))
-    target = _export.find_target()
+    target = _live.recognised(_export.find_target()) or (_live.start() if options.starts_view else None)
     _view.heading(screen, "Bob, a chat agent with telemetry callbacks")
     screen.print(f"Server: {server.description}")
     screen.print(f"Model:  {printable(server.model)}", markup=False)
@@ -109,13 +114,19 @@ def _run(options: Options, stack: ExitStack) -> None:
     sums = InMemoryMetricReader()
     collector = TelemetryCollector(resource_attributes={"service.name": "bob-demo"}, metric_readers=[sums])
     analytics, logger = SessionAnalytics(), ConsoleLogger(sys.stdout, color=options.color)
+    callbacks: list[object] = [analytics, logger]
+    settings: dict[str, object] = {}
+    if target is not None and target.view_url is not None:
+        callbacks.append(LiveView(target.view_url, content="full" if options.show_content else "none"))
+        if options.show_content:
+            settings["capture_content"] = "span_only"
     stack.callback(otel_llm_callback.uninstrument)
     otel_llm_callback.instrument(
-        analytics,
-        logger,
+        *callbacks,
         tracer_provider=collector.tracer_provider,
         meter_provider=collector.meter_provider,
         delivery="inline",  # so that the notifications stand in the right place among the other lines
+        **settings,
     )
     tracer = collector.tracer_provider.get_tracer("otel_llm_callback.demo")
 
@@ -133,6 +144,8 @@ def _run(options: Options, stack: ExitStack) -> None:
     screen.print()
     for line in _export.deliver(target, collector.spans(), sums):
         screen.print(line, markup=False, soft_wrap=True)
+    if options.opens_browser and target is not None:
+        webbrowser.open(_export.trace_address(target, collector.spans()))
 
 
 def _converse(bob: Bob, screen: Console, *, show_content: bool) -> None:

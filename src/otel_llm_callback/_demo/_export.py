@@ -36,12 +36,14 @@ class Target:
         endpoint: Base URL; None leaves it to the exporters to read the environment.
         description: For the user.
         metrics: False if the environment names an endpoint for traces alone.
+        view_url: Where the live view is, if this is one.
     """
 
     protocol: _Protocol
     endpoint: str | None
     description: str
     metrics: bool = True
+    view_url: str | None = None
 
 
 def find_target() -> Target | None:
@@ -59,10 +61,10 @@ def find_target() -> Target | None:
 
 def deliver(target: Target | None, spans: Sequence[ReadableSpan], sums: InMemoryMetricReader) -> Iterator[str]:
     """Send spans and metrics; yield lines that say what became of them and where to look."""
-    trace_id = next((f"{span.context.trace_id:032x}" for span in spans if span.context), "none")
-    yield f"Trace id {trace_id}"
+    yield f"Trace id {_trace_id(spans)}"
     if target is None:
         yield "To see it in Jaeger, start an OTLP receiver on localhost:4318 and run this again."
+        yield "To see it in the browser: otel-llm-callback demo --view"
         return
     results = _send_all(target, spans, sums)
     for signal, sent in results.items():
@@ -70,8 +72,17 @@ def deliver(target: Target | None, spans: Sequence[ReadableSpan], sums: InMemory
     if results["traces"] and results.get("metrics") is False:
         yield "That is what a receiver for traces alone does, such as Jaeger without a Collector."
     if results["traces"]:
-        jaeger = os.environ.get("OTEL_LLM_CALLBACK_JAEGER_URL", "").strip().rstrip("/") or _JAEGER
-        yield f"Jaeger: {jaeger}/trace/{trace_id}"
+        yield f"{'Jaeger' if target.view_url is None else 'Live view'}: {trace_address(target, spans)}"
+
+
+def trace_address(target: Target, spans: Sequence[ReadableSpan]) -> str:
+    """Return where the trace is to be seen: in the live view if that is the target, else in Jaeger."""
+    jaeger = os.environ.get("OTEL_LLM_CALLBACK_JAEGER_URL", "").strip().rstrip("/") or _JAEGER
+    return f"{target.view_url or jaeger}/trace/{_trace_id(spans)}"
+
+
+def _trace_id(spans: Sequence[ReadableSpan]) -> str:
+    return next((f"{span.context.trace_id:032x}" for span in spans if span.context), "none")
 
 
 def _protocol(endpoint: str) -> _Protocol:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import http.client
 import json
 import os
 import threading
 import time
-import weakref
 from collections import deque
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from .._timers import flush_with_us
 from ..types import Content, ErrorContext, RequestMetadata, ResponseMetadata, StreamChunk
 from . import _event_text
 from ._lock import ForkSafeLock
@@ -28,7 +27,6 @@ _PROMPT_LIMIT: Final = 2000
 _PAUSE_S: Final = 0.05
 _TIMEOUT_S: Final = 1.0
 _ABSENT_S: Final = 5.0
-_EXIT_S: Final = 0.5
 _KEEP_ALIVE_S: Final = 10.0
 _THREAD_IDLE_S: Final = 30.0
 _ANSWER_BYTES: Final = 4096
@@ -69,8 +67,8 @@ class LiveView:
         self._address = address
         self._token = token or os.environ.get("OTEL_LLM_CALLBACK_VIEW_TOKEN")
         self._lock = ForkSafeLock()
-        self._flushes_at_exit = False
         self._reset()
+        flush_with_us(self)
 
     def _reset(self) -> None:
         self._waiting: deque[dict[str, Any]] = deque()
@@ -137,9 +135,12 @@ class LiveView:
         event["error_type"] = context.error_type
         self._note(event)
 
-    def flush(self, timeout_s: float = 1.0) -> bool:
-        """Wait until what was noted is sent or dropped; False if that took longer than *timeout_s* seconds."""
-        return self._idle.wait(timeout_s)
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Wait until what was noted is sent or dropped; False if that took longer than *timeout* seconds.
+
+        ``otel_llm_callback.flush()`` does this too, and so does the exit of the program.
+        """
+        return self._idle.wait(timeout)
 
     def _note(self, event: dict[str, Any]) -> None:
         text = len(event.get("text", "")) + len(event.get("prompt", ""))
@@ -174,9 +175,6 @@ class LiveView:
         except RuntimeError:  # the interpreter is shutting down
             return
         self._thread = thread
-        if not self._flushes_at_exit:
-            self._flushes_at_exit = True
-            atexit.register(_flush_at_exit, weakref.ref(self))
 
     def _forget(self, event: dict[str, Any]) -> None:
         self._waiting_text -= len(event.get("text", "")) + len(event.get("prompt", ""))
@@ -232,11 +230,6 @@ class LiveView:
         except (OSError, http.client.HTTPException):
             return False
         return response.status < http.client.MULTIPLE_CHOICES
-
-
-def _flush_at_exit(view: weakref.ref[LiveView]) -> None:
-    if (told := view()) is not None:
-        told.flush(_EXIT_S)
 
 
 def _end(request: RequestMetadata, outcome: str, took_ms: float, response: ResponseMetadata | None) -> dict[str, Any]:

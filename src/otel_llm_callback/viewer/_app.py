@@ -38,6 +38,7 @@ from ._database import Database
 from ._guard import Door, Guard
 from ._live import BadEventsError, LiveCalls, TooManyWatchersError, Watchers
 from ._options import Options
+from ._probe import NAME
 from ._queries import Filters, Queries
 from ._sessions import CALLS, summarise
 from ._store import CHARTED_S, Store, Stored
@@ -241,7 +242,7 @@ class Viewer:
 
     async def _about(self, request: Request) -> Response:
         told = {
-            "name": "otel-llm-callback view",
+            "name": NAME,
             "version": __version__,
             "needs_token": not self._door.admits(request.headers),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -57,6 +58,7 @@ class Options:
         port: 0 for any free one.
         store: The database file; None keeps everything in memory.
         token: What senders and the page must present; None for no token, on loopback only.
+        exit_after_s: Seconds without a request or an open page after which the viewer ends; None for never.
         names: Further host names under which the viewer may be addressed.
         limits: See :class:`Limits`.
 
@@ -68,15 +70,16 @@ class Options:
     port: int = DEFAULT_PORT
     store: Path | None = None
     token: str | None = field(default=None, repr=False)
+    exit_after_s: float | None = None
     names: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= _HIGHEST_PORT:
             raise OptionsError(f"--port is {self.port}; it must be from 0 to {_HIGHEST_PORT}")
-        for name, value in (("--max-spans", self.limits.spans), ("--max-mib", self.limits.stored_bytes)):
-            if value < 1:
-                raise OptionsError(f"{name} must be at least 1")
+        for name, value in _POSITIVE.items():
+            if (number := value(self)) is not None and number <= 0:
+                raise OptionsError(f"{name} must be greater than 0")
         if self.token is not None and (len(self.token) < _SHORTEST_TOKEN or not self.token.isascii()):
             raise OptionsError(f"--token must have at least {_SHORTEST_TOKEN} characters, all of them ASCII")
         if not self.is_loopback and self.token is None:
@@ -96,6 +99,13 @@ class Options:
         if self.host in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
             return "localhost"
         return f"[{self.host}]" if ":" in self.host else self.host
+
+
+_POSITIVE: Final[Mapping[str, Callable[[Options], float | None]]] = {
+    "--max-spans": lambda options: options.limits.spans,
+    "--max-mib": lambda options: options.limits.stored_bytes,
+    "--exit-after": lambda options: options.exit_after_s,
+}
 
 
 def is_loopback(host: str) -> bool:

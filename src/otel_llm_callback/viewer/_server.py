@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import socket
 import sys
-import urllib.request
+import time
 import webbrowser
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 
 from ._app import Viewer
 from ._database import StoreError
 from ._options import Options
+from ._probe import about
 
 _BACKLOG: Final = 256
-_PROBE_S: Final = 1.0
 _GRACE_S: Final = 5
 
 
@@ -84,6 +83,8 @@ class _Server(uvicorn.Server):
         self._viewer = viewer
         self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._used_s = time.monotonic()
+        self._requests = 0
         super().__init__(
             uvicorn.Config(
                 viewer.app,
@@ -109,6 +110,14 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._announce()
 
+    async def on_tick(self, counter: int) -> bool:
+        """Look, ten times a second, whether it is time to end."""
+        state, idle_s = self.server_state, self._viewer.options.exit_after_s
+        if state.connections or state.total_requests != self._requests:
+            self._used_s, self._requests = time.monotonic(), state.total_requests
+        is_unused = idle_s is not None and time.monotonic() - self._used_s > idle_s
+        return await super().on_tick(counter) or is_unused
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; told by a signal."""
         if self._loop is not None:
@@ -119,17 +128,6 @@ class _Server(uvicorn.Server):
         """Serve until told to stop; an interrupt is an orderly end."""
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is closed
             super().run(sockets)
-
-
-def about(url: str) -> dict[str, Any] | None:
-    """Return what a live view at *url* says of itself, None if there is none."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"{url}/api/about", timeout=_PROBE_S) as response:
-            told = json.loads(response.read(10_000))
-    except (OSError, ValueError):
-        return None
-    return told if isinstance(told, dict) and told.get("name") == "otel-llm-callback view" else None
 
 
 def _cannot_listen(options: Options, error: OSError, *, opens_browser: bool) -> int:
