@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from viewer._serving import SOURCES, Process, Watch
@@ -43,6 +44,17 @@ def test_it_says_where_it_is_and_ends_in_order(tmp_path):
         assert watch.wait_for("stored") == {"spans": 1}
         assert viewer.end() == (0, "")
         watch.close()
+
+
+def test_the_readme_shows_what_is_printed(tmp_path):
+    readme = Path(__file__).parents[2] / "README.md"
+    shown = (
+        readme.read_text(encoding="utf-8").partition("<!-- live-view -->")[2].split("```text\n")[1].partition("```")[0]
+    )
+    store = tmp_path / "live-view.db"
+    with Process("--store", str(store)) as viewer:
+        printed = "".join(viewer.said).replace(viewer.url, "http://localhost:4318")
+    assert printed.replace(str(tmp_path), "/home/bob/.local/state/otel-llm-callback") == shown
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

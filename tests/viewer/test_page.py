@@ -58,7 +58,7 @@ CONVERSATION = {
     "gen_ai.usage.output_tokens": 60,
     "gen_ai.usage.cache_read.input_tokens": 64,
     "gen_ai.usage.reasoning.output_tokens": 18,
-    "gen_ai.usage.cost": 0.0123,
+    "llm_callback.cost": 0.0123,
     "gen_ai.request.temperature": 0.7,
     "llm_callback.chunk.count": 35,
     "llm_callback.chunk.longest_gap": 0.021,

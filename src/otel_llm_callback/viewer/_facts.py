@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from ..telemetry import _names as n
 
-COST: Final = "gen_ai.usage.cost"
 FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
 SESSION_ID: Final = "session.id"
 USER_ID: Final = "user.id"
@@ -31,7 +30,7 @@ _SOURCES: Final[Mapping[str, tuple[str, ...]]] = {
     "output_tokens": (n.OUTPUT_TOKENS, "gen_ai.usage.completion_tokens", "llm.token_count.completion"),
     "cached_tokens": (CACHED_TOKENS, "gen_ai.usage.cache_read_input_tokens"),
     "reasoning_tokens": (REASONING_TOKENS,),
-    "cost": (COST,),
+    "cost": (n.COST, n.USAGE_COST),
     "retries": (n.RETRY_COUNT,),
     "retry_wait_s": (n.RETRY_WAIT,),
 }

@@ -108,7 +108,7 @@ class Chart {
           {},
           ...lines.map(([name], at) => {
             const stroke = color(`--line-${(at % 6) + 1}`);
-            return { label: name, stroke, width: 2, spanGaps: false, points: { show: true, size: 5, fill: stroke }, fill: this.chart.fills ? `${stroke}33` : undefined };
+            return { label: name, stroke, width: 2, spanGaps: false, points: { show: !this.chart.zero, size: 5, fill: stroke }, fill: this.chart.fills ? `${stroke}33` : undefined };
           }),
         ],
       },

@@ -304,6 +304,7 @@ function headline(span) {
   const a = span.attributes;
   const outcome = a["llm_callback.outcome"] ?? (span.status === "error" ? "error" : null);
   const isBad = span.status === "error";
+  const cost = a["llm_callback.cost"] ?? a["gen_ai.usage.cost"];
   return el(
     "p",
     { class: "facts" },
@@ -311,7 +312,7 @@ function headline(span) {
     " ",
     f.ms(span.duration_ms),
     span.status_message && [" · ", visible(span.status_message)],
-    a["gen_ai.usage.cost"] !== undefined && [" · ", f.usd(Number(a["gen_ai.usage.cost"]))],
+    cost !== undefined && [" · ", f.usd(Number(cost))],
   );
 }
 
