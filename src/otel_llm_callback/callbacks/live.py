@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import threading
 import time
 from collections import deque
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from .._timers import flush_with_us
 from ..types import Content, ErrorContext, RequestMetadata, ResponseMetadata, StreamChunk
 from . import _event_text
 from ._lock import ForkSafeLock
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
 
 __all__ = ["LiveView"]
 
@@ -212,11 +214,15 @@ class LiveView:
             self._thread = None
             return True
 
-    def _connect(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
+    def _connect(self) -> HTTPConnection:
+        from http.client import HTTPConnection, HTTPSConnection  # takes longer to import than all of us
+
+        kind = HTTPSConnection if self._address.scheme == "https" else HTTPConnection
         return kind(self._address.hostname or "", self._address.port, timeout=_TIMEOUT_S)
 
-    def _send(self, connection: http.client.HTTPConnection, events: list[dict[str, Any]]) -> bool:
+    def _send(self, connection: HTTPConnection, events: list[dict[str, Any]]) -> bool:
+        from http.client import MULTIPLE_CHOICES, HTTPException
+
         if not events:
             return True
         headers = {"content-type": "application/json"}
@@ -227,9 +233,9 @@ class LiveView:
             connection.request("POST", self._address.path.rstrip("/") + _PATH, body, headers)
             response = connection.getresponse()
             response.read(_ANSWER_BYTES)
-        except (OSError, http.client.HTTPException):
+        except (OSError, HTTPException):
             return False
-        return response.status < http.client.MULTIPLE_CHOICES
+        return response.status < MULTIPLE_CHOICES
 
 
 def _end(request: RequestMetadata, outcome: str, took_ms: float, response: ResponseMetadata | None) -> dict[str, Any]:
