@@ -92,10 +92,16 @@ class Chart {
   }
 
   make(lines) {
-    const style = getComputedStyle(document.documentElement);
-    const color = (name) => style.getPropertyValue(name).trim();
+    const probe = el("span", { hidden: true });
+    this.place.append(probe);
+    const color = (name) => {
+      probe.style.color = `var(${name})`;
+      return getComputedStyle(probe).color; // as the theme has it: a canvas knows no variables
+    };
     const axis = { stroke: color("--muted"), grid: { stroke: color("--line"), width: 1 }, ticks: { stroke: color("--line"), width: 1 }, font: "11px system-ui" };
     const show = this.chart.show;
+    const strokes = lines.map((_, at) => color(`--line-${(at % 6) + 1}`));
+    probe.remove();
     return new uPlot(
       {
         width: Math.max(this.place.clientWidth, 200),
@@ -107,8 +113,8 @@ class Chart {
         series: [
           {},
           ...lines.map(([name], at) => {
-            const stroke = color(`--line-${(at % 6) + 1}`);
-            return { label: name, stroke, width: 2, spanGaps: false, points: { show: !this.chart.zero, size: 5, fill: stroke }, fill: this.chart.fills ? `${stroke}33` : undefined };
+            const stroke = strokes[at];
+            return { label: name, stroke, width: 2, spanGaps: false, points: { show: !this.chart.zero, size: 5, fill: stroke }, fill: this.chart.fills ? stroke.replace("rgb(", "rgba(").replace(")", ", 0.2)") : undefined };
           }),
         ],
       },
