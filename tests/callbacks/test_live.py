@@ -91,6 +91,7 @@ def test_a_call_is_told_from_its_request_to_its_end():
     assert (begun["model"], begun["session_id"], begun["trace_id"], begun["span_id"]) == ("m", "s", "a" * 32, "b" * 16)
     assert begun["prompt"] == f"user: {SECRET}"
     assert (middle["text"], middle["count"]) == ("w0 w1 w2 ", 3)
+    assert (middle["model"], middle["started_ms"]) == ("m", begun["at_ms"])
     assert middle["at_ms"] - middle["first_at_ms"] == pytest.approx(2, abs=0.01)
     assert (end["outcome"], end["input_tokens"], end["output_tokens"], end["cached_tokens"]) == ("completed", 3, 5, 1)
     assert {header["authorization"] for header in viewer.headers} == {"Bearer t"}

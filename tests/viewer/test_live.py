@@ -53,6 +53,21 @@ def test_a_span_takes_the_place_of_its_call(viewer):
         assert viewer.get("/api/live")["calls"] == []
 
 
+def test_a_viewer_that_is_started_meanwhile_shows_the_rest():
+    """It was not told of the request: the call appears with its next chunk, and is said to be seen in part."""
+    events = [
+        {"event": "chunk", "call_id": "c", "at_ms": 5.0, "started_ms": 1.0, "text": "rest", "model": "m"},
+        {"event": "end", "call_id": "c", "at_ms": 9.0, "outcome": "completed", "duration_ms": 8.0},
+        {"event": "end", "call_id": "never seen", "at_ms": 9.0, "outcome": "completed"},
+    ]
+    with serving(Options(port=0, store=None)) as viewer:
+        body = json.dumps({"events": events}).encode()
+        assert viewer("POST", "/v1/live", body, content_type="application/json").status == 204
+        [call] = viewer.get("/api/live")["calls"]
+        assert (call["model"], call["text"], call["is_partial"], call["is_over"]) == ("m", "rest", True, True)
+        assert "first_chunk_ms" not in call
+
+
 BAD = [b"", b"{", b"[]", b'{"events": 1}', b'{"events": [1]}', b'{"events": [{"event": "request"}]}', b"[" * 100_000]
 BAD += [
     json.dumps({"events": [{"event": kind, "call_id": "c", "at_ms": at_ms}]}).encode()

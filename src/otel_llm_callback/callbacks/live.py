@@ -27,7 +27,7 @@ _WAITING_EVENTS: Final = 4096
 _WAITING_TEXT: Final = 1024 * 1024
 _PROMPT_LIMIT: Final = 2000
 _PAUSE_S: Final = 0.05
-_TIMEOUT_S: Final = 1.0
+_TIMEOUT_S: Final = 3.0
 _ABSENT_S: Final = 5.0
 _KEEP_ALIVE_S: Final = 10.0
 _THREAD_IDLE_S: Final = 30.0
@@ -83,19 +83,7 @@ class LiveView:
 
     def on_request_sent(self, metadata: RequestMetadata, request_json: str) -> None:
         """Note a call."""
-        event: dict[str, Any] = {
-            "event": "request",
-            "call_id": metadata.call_id,
-            "at_ms": metadata.started_ns / _NS_PER_MS,
-            "operation": metadata.operation,
-            "model": metadata.model,
-            "provider": metadata.provider,
-            "session_id": metadata.session_id,
-            "user_id": metadata.user_id,
-            "trace_id": metadata.trace_id,
-            "span_id": metadata.span_id,
-            "process": f"process {os.getpid()}",
-        }
+        event = {"event": "request", "at_ms": metadata.started_ns / _NS_PER_MS, **_facts(metadata)}
         if request_json and self.content != "none":
             event["prompt"] = _event_text.last_message(request_json)[:_PROMPT_LIMIT]
         self._note(event)
@@ -119,9 +107,10 @@ class LiveView:
         self._note(
             {
                 "event": "chunk",
-                "call_id": chunk.request.call_id,
                 "at_ms": at_ms,
                 "first_at_ms": at_ms,
+                "started_ms": chunk.request.started_ns / _NS_PER_MS,
+                **_facts(chunk.request),
                 "count": 1,
                 "text": text,
             }
@@ -236,6 +225,21 @@ class LiveView:
         except (OSError, HTTPException):
             return False
         return response.status < MULTIPLE_CHOICES
+
+
+def _facts(request: RequestMetadata) -> dict[str, Any]:
+    """What is sent with each chunk too: the viewer may have been started, or reached, only after the request."""
+    return {
+        "call_id": request.call_id,
+        "operation": request.operation,
+        "model": request.model,
+        "provider": request.provider,
+        "session_id": request.session_id,
+        "user_id": request.user_id,
+        "trace_id": request.trace_id,
+        "span_id": request.span_id,
+        "process": f"process {os.getpid()}",
+    }
 
 
 def _end(request: RequestMetadata, outcome: str, took_ms: float, response: ResponseMetadata | None) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class LiveCall:
     Attributes:
         text: The end of what has come so far, if the callback was told to show it.
         cut: Characters before that are no longer kept.
+        is_partial: True if its first chunks were not seen, so that counts and times are from the first that was.
         touched_s: When something was last heard of it, by the monotonic clock.
     """
 
@@ -63,6 +64,7 @@ class LiveCall:
     last_chunk_ms: float | None = None
     text: str = ""
     cut: int = 0
+    is_partial: bool = False
     is_over: bool = False
     outcome: str | None = None
     error_type: str | None = None
@@ -138,7 +140,11 @@ class LiveCalls:
         if at_ms is None or kind not in ("request", "chunk", "end"):
             raise BadEventsError
         call = self._begin(call_id, at_ms, event) if kind == "request" else self._calls.get(call_id)
-        if call is None:  # begun before this viewer was there, or given up
+        started_ms = _number(event, "started_ms")
+        if call is None and kind == "chunk" and started_ms is not None:  # begun before this viewer was there
+            call = self._begin(call_id, started_ms, event)
+            call.is_partial = True
+        if call is None:  # over, and nothing of it was seen, or it was given up
             return None
         if kind == "chunk":
             self._add_chunk(call, event, at_ms)
@@ -158,7 +164,7 @@ class LiveCalls:
         return call
 
     def _add_chunk(self, call: LiveCall, event: Mapping[str, Any], at_ms: float) -> None:
-        if call.first_chunk_ms is None:
+        if call.first_chunk_ms is None and not call.is_partial:
             call.first_chunk_ms = max(0.0, (_number(event, "first_at_ms") or at_ms) - call.started_ms)
         call.last_chunk_ms = max(0.0, at_ms - call.started_ms)
         call.chunks += int(_number(event, "count") or 1)

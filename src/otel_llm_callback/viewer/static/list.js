@@ -259,7 +259,7 @@ function flightCard() {
       el("span", { class: "elapsed" }, elapsed()),
     );
     const parts = [];
-    if (call.chunks) parts.push(f.plural(call.chunks, "chunk"));
+    if (call.chunks) parts.push(f.plural(call.chunks, "chunk") + (call.is_partial ? " seen" : ""));
     if (call.first_chunk_ms !== undefined) parts.push(`first after ${f.ms(call.first_chunk_ms)}`);
     if (call.input_tokens !== undefined) parts.push(`${f.count(call.input_tokens)} + ${f.count(call.output_tokens)} tokens`);
     if (call.session_id) parts.push(`session ${call.session_id}`);
@@ -267,7 +267,7 @@ function flightCard() {
     facts.textContent = visible(parts.join(" · "));
     prompt.textContent = call.prompt ? visible(call.prompt) : "";
     prompt.hidden = !call.prompt;
-    text.textContent = call.text ? (call.cut ? "… " : "") + visible(call.text) : "";
+    text.textContent = call.text ? (call.cut || call.is_partial ? "… " : "") + visible(call.text) : "";
     text.hidden = !call.text;
     text.scrollTop = text.scrollHeight;
   };
