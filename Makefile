@@ -11,8 +11,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stack stack-down e2e test frameworks lint types format clean
-.PHONY: help browser demo test frameworks lint types format clean
+.PHONY: help demo stack stack-down e2e test frameworks browser lint types format clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -29,7 +28,6 @@ stack-down: | $(PY) ## End what `make stack` started; the data stays in .stack.
 e2e: $(TEST_READY) ## Set up, then run the tests against the real programs of the stack.
 	$(PY) -m pytest tests/stack -rP $(PYTEST_ARGS)
 
-test: lint types ## Set up, then check format, lint and types and run the tests.
 test: lint types browser ## Set up, then check format, lint and types and run the tests.
 	$(PY) -m pytest $(PYTEST_ARGS)
 

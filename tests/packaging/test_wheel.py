@@ -88,6 +88,8 @@ def test_wheel_holds_the_package_and_nothing_else(files: dict[str, bytes]) -> No
     assert {name for name in files if not name.startswith(f"{info}/")} == sources
     assert "otel_llm_callback/py.typed" in files
     assert files[f"{info}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    theirs = "src/otel_llm_callback/viewer/static/uPlot.LICENSE.txt"  # of the chart library, which is in the wheel
+    assert files[f"{info}/licenses/{theirs}"] == (ROOT / theirs).read_bytes()
 
 
 def test_sdist_can_be_tested(built: Path) -> None:
@@ -103,17 +105,8 @@ def test_metadata_is_what_the_index_shows(metadata: email.message.Message) -> No
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert metadata.get_all("Provides-Extra") == [
-        "all",
-        "console",
-        "cost",
-        "instruments",
-        "otlp",
-        "parquet",
-        "prometheus",
-        "sentry",
-        "viewer",
-    ]
+    extras = ["all", "console", "cost", "instruments", "otlp", "parquet", "prometheus", "sentry", "viewer"]
+    assert metadata.get_all("Provides-Extra") == extras
     requirements = metadata.get_all("Requires-Dist", [])
     assert [line for line in requirements if any(sign in line.partition(";")[0] for sign in ("<", "==", "~="))] == []
 
