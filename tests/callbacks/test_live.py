@@ -208,3 +208,11 @@ def test_a_wrong_address_is_refused_at_once(arguments, message):
 def test_an_unknown_content_level_is_refused_at_once():
     with pytest.raises(ValueError, match="allowed are 'full', 'redacted', 'none'"):
         LiveView(content="some")
+
+
+def test_a_token_that_cannot_be_sent_is_a_viewer_that_is_not_there():
+    with Recorder() as viewer:
+        view = LiveView(viewer.url, token="two\nlines")
+        view.on_request_sent(make_request(), "")
+        assert view.flush(10)
+    assert (view.sent, view.dropped, viewer.events) == (0, 1, [])

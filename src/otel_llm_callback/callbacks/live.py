@@ -164,6 +164,10 @@ class LiveView:
         try:
             thread.start()
         except RuntimeError:  # the interpreter is shutting down
+            self.dropped += len(self._waiting)
+            self._waiting.clear()
+            self._waiting_text = 0
+            self._idle.set()
             return
         self._thread = thread
 
@@ -222,7 +226,7 @@ class LiveView:
             connection.request("POST", self._address.path.rstrip("/") + _PATH, body, headers)
             response = connection.getresponse()
             response.read(_ANSWER_BYTES)
-        except (OSError, HTTPException):
+        except (OSError, HTTPException, ValueError):  # ValueError: a host name or token that HTTP cannot carry
             return False
         return response.status < MULTIPLE_CHOICES
 
