@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from .config import logger
 _EXIT_DEADLINE_S: Final = 3.0
 _LEAST_S: Final = 1.0
 
+_INSTANCE: Final = "service.instance.id"
 _PROMETHEUS_HOST: Final = "OTEL_EXPORTER_PROMETHEUS_HOST"
 _PROMETHEUS_PORT: Final = "OTEL_EXPORTER_PROMETHEUS_PORT"
 
@@ -29,7 +31,8 @@ def configure(*, service_name: str | None = None, exit_timeout: float = _EXIT_DE
     ``OTEL_EXPORTER_PROMETHEUS_HOST`` and ``…_PORT``, ``localhost`` and 9464 by default),
     ``OTEL_EXPORTER_OTLP_PROTOCOL`` and its per-signal forms (``http/protobuf`` or ``grpc``), and whatever the SDK and
     its exporters read on their own. The exit of the program waits at most *exit_timeout* seconds for an
-    endpoint that does not answer, the time callbacks took included, though never less than one second.
+    endpoint that does not answer, the time callbacks took included, though never less than one second. Each process
+    gets a ``service.instance.id`` of its own if ``OTEL_RESOURCE_ATTRIBUTES`` does not say one.
 
     Args:
         service_name: ``service.name`` where ``OTEL_SERVICE_NAME`` does not say it.
@@ -72,6 +75,10 @@ def _build(service_name: str | None) -> tuple[Any, Any]:
 
     named = service_name is not None and not os.environ.get("OTEL_SERVICE_NAME")
     resource = Resource.create({"service.name": service_name} if named and service_name else {})
+    if (
+        _INSTANCE not in resource.attributes
+    ):  # newer SDKs make one up; without it two processes overwrite each other's series
+        resource = resource.merge(Resource({_INSTANCE: str(uuid.uuid4())}))
     wanted = {signal: _exporters(signal) for signal in ("traces", "metrics")}
     spans = [ConsoleSpanExporter() if name == "console" else _otlp("traces") for name in wanted["traces"]]
     pushed = [name for name in wanted["metrics"] if name != "prometheus"]
