@@ -14,12 +14,20 @@ NO_SUCH_MODEL = "no-such-model"
 @contextmanager
 def connect():
     """Give a client. The scripted server needs no account, says always the same and does not know ``NO_SUCH_MODEL``."""
+    with api_in_environment(), OpenAI() as client:
+        yield client
+
+
+@contextmanager
+def api_in_environment():
+    """Have a server where ``OpenAI()`` looks for it, in this process and in those that it starts."""
     if "OPENAI_BASE_URL" in os.environ:
-        with OpenAI(api_key=os.environ.get("OPENAI_API_KEY", "none")) as client:
-            yield client
+        os.environ.setdefault("OPENAI_API_KEY", "none")
+        yield
     else:
-        with ScriptedServer(_reply) as server, OpenAI(api_key="scripted", base_url=server.url) as client:
-            yield client
+        with ScriptedServer(_reply) as server:
+            os.environ |= {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "scripted"}
+            yield
 
 
 def _reply(request):

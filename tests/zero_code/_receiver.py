@@ -31,14 +31,18 @@ class Arrived:
     Attributes:
         name: Of the span or metric.
         service: The ``service.name`` it came with.
+        instance: The ``service.instance.id`` it came with.
         attributes: Its own.
         events: Names of the span's events.
+        count: Of the values in a histogram's data point.
     """
 
     name: str
     service: str | None
+    instance: str | None
     attributes: Mapping[str, Any]
     events: tuple[str, ...] = ()
+    count: int | None = None
 
 
 class Receiver:
@@ -73,7 +77,7 @@ class Receiver:
         """What data points arrived, one by one."""
         with self._lock:
             return [
-                _arrived(point, resource, name=metric.name)
+                _arrived(point, resource, name=metric.name, count=getattr(point, "count", None))
                 for request in self._metrics
                 for resource in request.resource_metrics
                 for scope in resource.scope_metrics
@@ -184,9 +188,9 @@ class GrpcReceiver(Receiver):
 
 
 def _arrived(found: Any, resource: Any, **over: Any) -> Arrived:
-    service = dict(_attributes(resource.resource.attributes)).get("service.name")
+    source = dict(_attributes(resource.resource.attributes))
     facts = {"name": getattr(found, "name", None), "attributes": dict(_attributes(found.attributes)), **over}
-    return Arrived(service=service, **facts)
+    return Arrived(service=source.get("service.name"), instance=source.get("service.instance.id"), **facts)
 
 
 def _attributes(pairs: Any) -> Iterator[tuple[str, Any]]:
