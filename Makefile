@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stack stack-down e2e test frameworks browser lint types format clean
+.PHONY: help demo stack stack-down e2e test frameworks browser parts lint types format clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -28,7 +28,8 @@ stack-down: | $(PY) ## End what `make stack` started; the data stays in .stack.
 e2e: $(TEST_READY) ## Set up, then run the tests against the real programs of the stack.
 	$(PY) -m pytest tests/stack -rP $(PYTEST_ARGS)
 
-test: lint types browser ## Set up, then check format, lint and types and run the tests.
+# In CI no test may go without what it needs, so all of it is made first.
+test: lint types browser $(if $(filter true,$(CI)),parts) ## Set up, then check format, lint and types and run the tests.
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 frameworks: $(TEST_READY) ## Set up, make an environment for each framework where there is none, and run their tests.
@@ -37,6 +38,9 @@ frameworks: $(TEST_READY) ## Set up, make an environment for each framework wher
 
 browser: $(TEST_READY) ## Have Chromium for the tests of the live view, by apt-get where that is allowed.
 	@$(PY) tests/viewer/_browser.py
+
+parts: $(TEST_READY) ## Set up, make what slow tests need, in the user's cache: frameworks, llama-server; takes minutes.
+	@$(PY) tests/real_servers.py & servers=$$!; $(PY) tests/frameworks/_environments.py; code=$$?; wait $$servers && exit $$code
 
 lint: $(TEST_READY) ## Set up, then check format and lint.
 	$(PY) -m ruff format --check

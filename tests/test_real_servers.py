@@ -5,7 +5,7 @@ that keeps every byte; what spans should say is worked out from those bytes. The
 that were kept, so that both runs get the same answers however random the server is, and must give the same results.
 
 The addresses come from ``OTEL_LLM_CALLBACK_TEST_LLAMA_URL`` and ``OTEL_LLM_CALLBACK_TEST_AIMOCK_URL``. Without them a
-server is started if that takes seconds: aimock where npm is there, llama-server where it is installed already.
+server is started if that takes seconds: aimock where npm is there, llama-server where ``make parts`` has installed it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import io
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -25,17 +24,16 @@ import time
 import types
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from forms import StreamCut
+from missing import give_up
+from real_servers import CACHE, FOLDER, is_installed, lacks, settings
 
 import otel_llm_callback
 from otel_llm_callback.testing import check_grammar
 
-FOLDER = Path(__file__).parents[2] / "shared" / "llm-server"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "otel-llm-callback"
 VARIABLES = {
     "llama-server": "OTEL_LLM_CALLBACK_TEST_LLAMA_URL",
     "aimock": "OTEL_LLM_CALLBACK_TEST_AIMOCK_URL",
@@ -97,47 +95,26 @@ def real(request):
     if address := ADDRESSES[name]:
         yield name, address
         return
-    if reason := _lacks(name):
-        _give_up(name, reason)
+    if (reason := lacks(name)) is None and name == "llama-server" and not is_installed(name):
+        reason = f"llama-server is not installed; `make parts` does it, or name a running one in {VARIABLES[name]}"
+    if reason:
+        give_up(reason)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as probe:
         port = probe.getsockname()[1]
-    settings = {**os.environ, "VENV": str(CACHE / name), "SERVER": name, "PORT": str(port)}
     command = ["bash", str(FOLDER / "serve.sh")]
     log = CACHE / f"{name}.log"
     CACHE.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
         # No pipe: the server would keep it open.
-        failed = subprocess.run(
-            command, env=settings, stdout=output, stderr=output, timeout=100, check=False
-        ).returncode
-    if failed and not (CACHE / name / f".installed-{name}").exists():
-        pytest.skip(f"{name} cannot be installed here, see {log}")
-    if failed:
-        _give_up(name, f"{name} does not start, see {log}")
+        started = subprocess.run(
+            command, env=settings(name, port), stdout=output, stderr=output, timeout=100, check=False
+        )
+    if started.returncode:
+        give_up(f"{name} does not start, see {log}")
     try:
         yield name, f"http://127.0.0.1:{port}/v1"
     finally:
-        subprocess.run([*command, "stop"], env=settings, timeout=30, check=True)
-
-
-def _lacks(name):
-    """Why a server cannot be started in seconds, None if it can."""
-    if not (FOLDER / "serve.sh").exists():
-        return f"no {FOLDER}"
-    if name == "aimock":
-        return None if _has_npm() else "aimock needs bash, node and npm"
-    installed = (CACHE / name / f".installed-{name}").exists()
-    return None if installed else f"{name} is not installed in {CACHE / name}; name a running one in {VARIABLES[name]}"
-
-
-def _has_npm():
-    return None not in map(shutil.which, ("bash", "node", "npm"))
-
-
-def _give_up(name, reason):
-    if name == "aimock" and _has_npm() and os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+        subprocess.run([*command, "stop"], env=settings(name, port), timeout=30, check=True)
 
 
 # --- On the wire ------------------------------------------------------------------------------------------------------
@@ -367,7 +344,7 @@ class Replay(_Loopback):
 def exercise():
     path = FOLDER / "exercise.py"
     if not path.exists():
-        pytest.skip(f"no {path}")
+        give_up(f"no {path}")
     module = types.ModuleType("exercise")
     exec(compile(path.read_text(encoding="utf-8"), path, "exec"), module.__dict__)
     module.clients = []  # made for each call and never closed there

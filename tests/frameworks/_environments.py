@@ -6,6 +6,7 @@ Run as a program, as ``make frameworks`` does, it makes those that are missing. 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -45,12 +46,19 @@ def python(framework: str) -> Path | None:
 
 
 def build(framework: str) -> Path:
-    """Make the environment, with this checkout in it as it stands at any time, and return its interpreter.
+    """Make the environment if nobody has, with this checkout in it as it stands at any time; return its interpreter.
 
     Raises:
         RuntimeError: It cannot be made; the message is what pip says.
     """
     place = home(framework)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return python(framework) or _build(framework, place)
+
+
+def _build(framework: str, place: Path) -> Path:
     shutil.rmtree(place, ignore_errors=True)  # left by a build that broke off
     _run(sys.executable, "-m", "venv", str(place))
     path = _interpreter(place)

@@ -7,7 +7,6 @@ import base64
 import contextlib
 import json
 import logging
-import os
 import pickle
 import re
 
@@ -15,6 +14,7 @@ import openai
 import pytest
 import schemas
 from api_forms import exists
+from missing import give_up
 from opentelemetry._logs import LogRecord
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -612,11 +612,7 @@ def validate():
     """Checks a value against one of the conventions' schemas, each part against the very type it claims to be."""
     check = schemas.checker()
     if check is None:
-        reason = f"the conventions' schemas are not in {schemas.FOLDER}; GENAI_SCHEMAS may name another folder"
-        if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(reason)
-        print(reason)
-        pytest.skip(reason)
+        give_up(f"the conventions' schemas are not in {schemas.FOLDER}; GENAI_SCHEMAS may name another folder")
     return check
 
 
