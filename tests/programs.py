@@ -6,14 +6,27 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from otel_llm_callback.testing import ScriptedServer
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 def program_and_output(text):
     """The first two blocks of *text*: a program and what it prints."""
     program, output = re.findall(r"```(?:python|text)\n(.*?)```", text, flags=re.DOTALL)[:2]
     return program, output
+
+
+def readme_program(marker):
+    """The program below a marker of the README, and what it prints."""
+    return program_and_output(README.read_text("utf-8").partition(f"<!-- {marker} -->")[2])
+
+
+def write_app(directory):
+    """Put the ``app.py`` of the README, which stands for the user's program, where programs find it."""
+    (directory / "app.py").write_text(readme_program("app")[0], encoding="utf-8")
 
 
 def run_program(program, reply, *, cwd=None, environment=None):

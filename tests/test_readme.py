@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import socket
-from pathlib import Path
 
 import pytest
-from programs import program_and_output, run_program
+from programs import README, readme_program, run_program, write_app
 
 from otel_llm_callback.testing import (
     JsonReply,
@@ -17,13 +16,6 @@ from otel_llm_callback.testing import (
     chat_completion,
     error_body,
 )
-
-README = Path(__file__).parent.parent / "README.md"
-
-
-def shown(marker: str) -> tuple[str, str]:
-    """The program after *marker* and its output, as the README has them."""
-    return program_and_output(README.read_text(encoding="utf-8").partition(f"<!-- {marker} -->")[2])
 
 
 def reply(request: ReceivedRequest) -> JsonReply | StreamReply | None:
@@ -57,9 +49,21 @@ def shape(text: str) -> list[str]:
 @pytest.mark.parametrize("marker", ["quickstart", "cost", "alerts", "monitoring", "debug log", "errors"])
 def test_program_prints_what_the_readme_shows(marker, tmp_path):
     """It runs as it stands and prints the lines below it, but for times and ids."""
-    program, output = shown(marker)
+    program, output = readme_program(marker)
+    write_app(tmp_path)
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     environment = {"OTEL_EXPORTER_PROMETHEUS_PORT": str(port), "SENTRY_DSN": "https://key@sentry.invalid/1"}
     done = run_program(program, reply, cwd=tmp_path, environment=environment)
     assert (done.returncode, shape(done.stderr + done.stdout)) == (0, shape(output))
+
+
+def test_links_within_the_project_lead_somewhere():
+    """Each anchor is a heading's, each path a file's."""
+    text = re.sub(r"^```.*?^```", "", README.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings}
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")]
+    assert len(links) > 10
+    assert {link for link in links if link.startswith("#")} <= {f"#{anchor}" for anchor in anchors}
+    assert [link for link in links if not link.startswith("#") and not (README.parent / link).exists()] == []

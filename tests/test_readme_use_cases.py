@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from programs import program_and_output, run_program
+from programs import readme_program, run_program, write_app
 
 from otel_llm_callback.testing import JsonReply, StreamReply, chat_chunks, chat_completion
-
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
 def reply(request):
@@ -23,6 +19,7 @@ def reply(request):
 
 @pytest.mark.parametrize("name", ["dashboard", "analytics"])
 def test_a_program_of_the_readme_prints_what_it_shows(name, tmp_path):
-    program, shown = program_and_output(README.partition(f"<!-- {name} -->")[2])
+    program, shown = readme_program(name)
+    write_app(tmp_path)
     done = run_program(program, reply, cwd=tmp_path)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", shown)

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from audit_logs import KEY, records, tell_error
+from programs import write_app
 
 from otel_llm_callback.callbacks import AuditLog
 from otel_llm_callback.testing import (
@@ -33,6 +34,7 @@ def test_the_section_prints_what_it_shows(tmp_path):
     after = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- audit -->")[2]
     program, session = re.findall(r"```(?:python|console)\n(.*?)```", after, flags=re.DOTALL)[:2]
     commands = [line[2:] for line in session.splitlines() if line.startswith("$ ")]
+    write_app(tmp_path)
     scripts = Path(sys.executable).parent
     printed = ""
     with ScriptedServer(lambda _: JsonReply(chat_completion("Goethe", model="tiny-chat"))) as server:
