@@ -25,6 +25,10 @@ OTHER: Final = "other"
 _MODEL_LIMIT: Final = 200
 _TIER_LIMIT: Final = 16
 _ERROR_LIMIT: Final = 64
+_HOST_LIMIT: Final = 64
+# Beyond 2,000 series of a metric the SDK gives up on all attributes; token counts have four series for each of these.
+_SERIES_LIMIT: Final = 400
+_MADE_UP: Final = (n.REQUEST_MODEL, n.RESPONSE_MODEL, n.SERVER_ADDRESS, n.OPENAI_RESPONSE_TIER, n.ERROR_TYPE)
 _CACHE_LIMIT: Final = 1024
 _HEADROOM_PAUSE_NS: Final = 1_000_000_000
 
@@ -72,6 +76,8 @@ class MetricRecorder:
         self._answered = BoundedNames(_MODEL_LIMIT)
         self._tiers = BoundedNames(_TIER_LIMIT)
         self._error_types = BoundedNames(_ERROR_LIMIT)
+        self._hosts = BoundedNames(_HOST_LIMIT)
+        self._series: set[tuple[Any, ...]] = set()
         self._attributes: dict[tuple[Any, ...], _AttributeSet] = {}
         self._headroom = _Headroom(meter, self._requested)
 
@@ -188,23 +194,39 @@ class MetricRecorder:
         *,
         retried: bool,
     ) -> _AttributeSet:
+        host = self._hosts.bounded(request.server_address)
         base: dict[str, str | int | None] = {
             n.OPERATION_NAME: request.operation,
             n.PROVIDER_NAME: request.provider,
             n.REQUEST_MODEL: self._requested.bounded(request.model),
             n.RESPONSE_MODEL: self._answered.bounded(model),
-            n.SERVER_ADDRESS: request.server_address,
-            n.SERVER_PORT: request.server_port,
+            n.SERVER_ADDRESS: host,
+            n.SERVER_PORT: None if host == OTHER else request.server_port,
         }
-        return _AttributeSet(
-            {key: value for key, value in base.items() if value is not None},
-            {
-                n.OPENAI_RESPONSE_TIER: self._tiers.bounded(tier),
-                n.ERROR_TYPE: self._error_types.bounded(error_type),
-                n.OUTCOME: outcome,
-                n.RETRIED: retried or None,
-            },
-        )
+        extra: dict[str, str | int | None] = {
+            n.OPENAI_RESPONSE_TIER: self._tiers.bounded(tier),
+            n.ERROR_TYPE: self._error_types.bounded(error_type),
+            n.OUTCOME: outcome,
+            n.RETRIED: retried or None,
+        }
+        series = (*base.values(), *extra.values())
+        if len(self._series) < _SERIES_LIMIT:
+            self._series.add(series)
+        elif series not in self._series:
+            base, extra = _lumped(base), _lumped(extra)
+        return _AttributeSet(_known(base), _known(extra))
+
+
+def _lumped(attributes: Mapping[str, str | int | None]) -> dict[str, str | int | None]:
+    """Return *attributes* without the names of what is one of too many combinations."""
+    return {
+        key: None if value is None or key == n.SERVER_PORT else OTHER if key in _MADE_UP else value
+        for key, value in attributes.items()
+    }
+
+
+def _known(attributes: Mapping[str, str | int | None]) -> Attributes:
+    return {key: value for key, value in attributes.items() if value is not None}
 
 
 def should_say_usage(metadata: ResponseMetadata) -> bool:
@@ -217,11 +239,10 @@ class _AttributeSet:
 
     __slots__ = ("base", "duration", "input", "output", "tokens")
 
-    def __init__(self, base: Attributes, extra: Mapping[str, str | bool | None]) -> None:
-        known: Attributes = {key: value for key, value in extra.items() if value is not None}
-        tier: Attributes = {key: value for key, value in known.items() if key == n.OPENAI_RESPONSE_TIER}
+    def __init__(self, base: Attributes, extra: Attributes) -> None:
+        tier = {key: value for key, value in extra.items() if key == n.OPENAI_RESPONSE_TIER}
         self.base = base
-        self.duration: Attributes = {**base, **known}
+        self.duration: Attributes = {**base, **extra}
         self.tokens: Attributes = {**base, **tier}
         self.input: Attributes = {**self.tokens, n.TOKEN_TYPE: "input"}
         self.output: Attributes = {**self.tokens, n.TOKEN_TYPE: "output"}
