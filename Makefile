@@ -7,14 +7,19 @@ PLACE := $(shell pwd | cksum | cut -d ' ' -f 1)
 DEMO_READY := $(VENV)/.demo-ready-$(PLACE)
 TEST_READY := $(VENV)/.test-ready-$(PLACE)
 
+# The peers bring requirements of their own, so they are measured in an environment of their own.
+BENCH_VENV := $(VENV)-bench
+BENCH_PY := $(BENCH_VENV)/bin/python
+BENCH_READY := $(BENCH_VENV)/.bench-ready-$(PLACE)
+
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stack stack-down e2e test frameworks browser parts lint types format clean
+.PHONY: help demo stack stack-down e2e test frameworks browser parts bench bench-readme lint types format clean
 
 help: ## List the targets.
-	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: $(DEMO_READY) ## Set up, then show the callbacks and the telemetry of a few calls.
 	@$(VENV)/bin/otel-llm-callback demo --view $(DEMO_ARGS)
@@ -42,6 +47,12 @@ browser: $(TEST_READY) ## Have Chromium for the tests of the live view, by apt-g
 parts: $(TEST_READY) ## Set up, make what slow tests need, in the user's cache: frameworks, llama-server; takes minutes.
 	@$(PY) tests/real_servers.py & servers=$$!; $(PY) tests/frameworks/_environments.py; code=$$?; wait $$servers && exit $$code
 
+bench: $(BENCH_READY) ## Set up, then measure what we and the peers cost, and keep the results.
+	$(BENCH_PY) benchmarks --save $(BENCH_ARGS)
+
+bench-readme: $(BENCH_READY) ## The same, and put the table into the README.
+	$(BENCH_PY) benchmarks --readme $(BENCH_ARGS)
+
 lint: $(TEST_READY) ## Set up, then check format and lint.
 	$(PY) -m ruff format --check
 	$(PY) -m ruff check
@@ -54,7 +65,7 @@ format: $(TEST_READY) ## Set up, then format the code and fix what can be fixed 
 	$(PY) -m ruff check --fix
 
 clean: ## Remove the environment, caches and build results.
-	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .nox .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .nox .pytest_cache .ruff_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # An environment that is there already is used as it is, unless the Python it was made from is gone.
@@ -77,4 +88,9 @@ $(DEMO_READY): pyproject.toml | $(PY)
 
 $(TEST_READY): pyproject.toml $(DEMO_READY)
 	$(PIP) install --group test --group lint
+	@touch $@
+
+$(BENCH_READY): pyproject.toml benchmarks/requirements-peers.txt | $(PY)
+	$(PY) -m venv --clear $(BENCH_VENV)
+	$(BENCH_PY) -m pip --disable-pip-version-check --quiet install --editable '.[instruments]' opentelemetry-sdk -r benchmarks/requirements-peers.txt
 	@touch $@
