@@ -37,6 +37,7 @@ from .types import (
     Usage,
     UsageSource,
     new_chunk,
+    new_response,
 )
 
 _clock = time.perf_counter_ns
@@ -368,7 +369,7 @@ class Exchange:
         started, headers = self._started, self._headers
         count = self.chunk_count
         streamed = self._fold is not None
-        metadata = ResponseMetadata(
+        metadata = new_response(
             request=self.request,
             outcome=outcome,
             ended_ns=self.request.started_ns + ended - started,

@@ -37,7 +37,7 @@ from ._streams import (
 )
 from .content import Estimator, Redactor, json_text
 from .prices import PriceSource
-from .types import RequestMetadata
+from .types import new_request
 
 if TYPE_CHECKING:
     from . import _websockets
@@ -307,7 +307,7 @@ def _open(
         body = {**_mapping(options.params), **arguments, **body}
     endpoint = _endpoint(seam, client)
     started = time.perf_counter_ns()
-    request = RequestMetadata(
+    request = new_request(
         call_id=new_id(),
         api=operation.api,
         operation=operation.name,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields as fields_of
 from typing import Any, Final, TypedDict, cast
 
-from .types import Usage
+from .types import Usage, new_usage
 
 _NO_FIELDS: Final[Mapping[str, Any]] = {}
 _TWO_63: Final = 2**63
@@ -231,10 +231,10 @@ def read_usage(usage: object) -> Usage | None:
         prompt = data.get("input_token_details")  # transcriptions
     completion = _either(data, "completion_tokens_details", "output_tokens_details")
     if prompt is None and completion is None:
-        return Usage(input_tokens=inputs, output_tokens=outputs, total_tokens=total)
+        return new_usage(input_tokens=inputs, output_tokens=outputs, total_tokens=total)
     prompt, completion = all_fields(prompt), all_fields(completion)
     cached = all_fields(prompt.get("cached_tokens_details"))  # realtime
-    return Usage(
+    return new_usage(
         input_tokens=inputs,
         output_tokens=outputs,
         total_tokens=total,
