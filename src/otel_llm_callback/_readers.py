@@ -62,11 +62,14 @@ class ResponseFacts(TypedDict, total=False):
 def fields(value: object) -> Mapping[str, Any]:
     """Return the fields of an SDK object or mapping; empty for anything else.
 
-    Asking a pydantic object for an attribute it lacks costs 2.7 µs, its ``__dict__`` next to nothing; an ``isinstance``
-    check against ``Mapping`` costs more than the rest of this function.
+    Asking a pydantic object, or its class, for an attribute it lacks costs microseconds, its ``__dict__`` next to
+    nothing; an ``isinstance`` check against ``Mapping`` costs more than the rest of this function. So objects are told
+    by what every pydantic object has.
     """
     if type(value) is dict:
         return value
+    if hasattr(value, "__pydantic_fields_set__"):
+        return value.__dict__
     if hasattr(type(value), "keys"):
         return value if isinstance(value, Mapping) else {}
     return getattr(value, "__dict__", _NO_FIELDS)
