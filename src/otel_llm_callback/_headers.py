@@ -5,6 +5,7 @@ A server may write anything there; what is not understood is left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -22,9 +23,10 @@ NAMES: Final = {
     b"x-ratelimit-reset-tokens": "reset_tokens",
 }
 
-_COUNTS: Final = ("limit_requests", "remaining_requests", "limit_tokens", "remaining_tokens")
-_TIMES: Final = ("reset_requests", "reset_tokens")
+_LIMITS: Final = frozenset(NAMES.values()) - {"request_id", "processing_ms"}
+_NO_LIMIT: Final = RateLimit()
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_ONE_UNIT: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhd])")
 _LONGEST: Final = 200
 _MOST_DIGITS: Final = 18
 
@@ -40,15 +42,26 @@ def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 def read_rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
     """Return what the headers say of limits, None if they say nothing."""
-    counts = {name: count for name in _COUNTS if (count := _count(headers.get(name, ""))) is not None}
-    times = {f"{name}_s": duration(headers[name]) for name in _TIMES if name in headers}
-    if not counts and not times:
+    if _LIMITS.isdisjoint(headers):
         return None
-    return RateLimit(**counts, **times)  # type: ignore[arg-type]
+    get = headers.get
+    limit = RateLimit(
+        limit_requests=_count(get("limit_requests")),
+        remaining_requests=_count(get("remaining_requests")),
+        reset_requests_s=duration(get("reset_requests")),
+        limit_tokens=_count(get("limit_tokens")),
+        remaining_tokens=_count(get("remaining_tokens")),
+        reset_tokens_s=duration(get("reset_tokens")),
+    )
+    return None if limit == _NO_LIMIT else limit
 
 
-def duration(text: str) -> float | None:
+def duration(text: str | None) -> float | None:
     """Return seconds for a duration such as ``6m0s``, ``120ms`` or ``1.5``; None if it is not one."""
+    if text is None:
+        return None
+    if (simple := _ONE_UNIT.fullmatch(text)) is not None:
+        return float(simple[1]) * _UNITS[simple[2]]
     if (plain := to_float(text)) is not None:
         return plain
     total, number, unit = 0.0, "", ""
@@ -73,5 +86,5 @@ def to_float(text: str | None) -> float | None:
     return value if abs(value) < float("inf") else None
 
 
-def _count(text: str) -> int | None:
-    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
+def _count(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() and len(text) <= _MOST_DIGITS else None
