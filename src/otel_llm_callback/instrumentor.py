@@ -169,7 +169,7 @@ def _check(callbacks: tuple[Any, ...], settings: Settings) -> None:
 def is_suppressed() -> bool:
     """True while OpenTelemetry's own suppression is on."""
     context = context_api.get_current()
-    return any(context.get(key) for key in _SUPPRESS_KEYS)
+    return bool(context.get(_SUPPRESS_KEYS[0]) or context.get(_SUPPRESS_KEYS[1]))
 
 
 def make_adapter(settings: Settings) -> OpenTelemetryCallback:
