@@ -72,6 +72,7 @@ class Dispatcher:
         "_partial",
         "_received",
         "_sent",
+        "_serves_adapter",
         "_shares_trace",
         "keeps_response",
         "listeners",
@@ -98,6 +99,7 @@ class Dispatcher:
         users = [listener for listener in self.listeners if not listener.trusted]
         self.measures = any(_has_hook(user, "on_request_sent") for user in users)
         self._shares_trace = bool(users)
+        self._serves_adapter = len(self.listeners) == 1 and not users
         self._idle = _idle_check(self.listeners)
         required = [listener for listener in self.listeners if listener.required]
         self.required: Dispatcher | None = self if len(required) == len(self.listeners) else None
@@ -108,14 +110,19 @@ class Dispatcher:
         """True if nobody would notice the call: no callbacks, or only an adapter without a configured SDK."""
         return self._idle is not None and self._idle()
 
-    def request_sent(self, metadata: RequestMetadata, content: Payload | None, held: Held) -> None:
-        """Tell of a request; add to *held* the context managers to hold open while it is in flight."""
+    def request_sent(self, metadata: RequestMetadata, content: Payload | None, held: Held) -> bool:
+        """Tell of a request; add to *held* the context managers to hold open while it is in flight.
+
+        Returns:
+            False if nobody has use for the end: there is only the adapter, and it keeps neither span nor metrics.
+        """
         for hook, level, trusted in self._sent:
             manager = hook(metadata, "" if level == "none" or content is None else content.at(level))
             if manager is not None and hasattr(manager, "__enter__") and enter(manager, protect=not trusted):
                 held.append(manager)
                 if trusted and self._shares_trace and (trace_id := getattr(manager, "trace_id", None)) is not None:
                     _set_trace(metadata, trace_id, getattr(manager, "span_id", None))
+        return not (self._serves_adapter and held and not getattr(held[0], "awaits_end", True))
 
     def stream_chunk(self, chunk: StreamChunk, bare: StreamChunk, index: int) -> None:
         """Tell of a chunk; *bare* is the same without its text.

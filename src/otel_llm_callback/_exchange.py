@@ -97,6 +97,7 @@ class Exchange:
         pulling: True while a stream waits for its next chunk; a body closed meanwhile is the stream's business.
         body_read: True once the body was read to its end.
         hides_usage: True if we asked for a usage chunk that the caller did not ask for.
+        unheard: True once it is known that nobody has use for the end; then nothing of the answer is looked at.
     """
 
     __slots__ = (
@@ -132,6 +133,7 @@ class Exchange:
         "pulling",
         "request",
         "status_code",
+        "unheard",
     )
 
     def __init__(
@@ -154,6 +156,7 @@ class Exchange:
         self.pulling = False
         self.body_read = False
         self.hides_usage = False
+        self.unheard = False
         self.chunk_count = 0
         self.first_chunk = 0
         self.first_output = 0
@@ -184,7 +187,7 @@ class Exchange:
     def __call__(self, parsed: Any) -> Any:
         """Post-parser: see what the SDK parsed, then let the caller's own parser have it."""
         try:
-            parsed = self._wrap(parsed, self)
+            parsed = parsed if self.unheard else self._wrap(parsed, self)
         except Exception as error:  # noqa: BLE001 - SDK objects of any version pass here
             _faults.report("parse", error, "a response was not observed")
         return parsed if self._parse is None else self._parse(parsed)
@@ -193,7 +196,10 @@ class Exchange:
         """Tell of the request and hold open what callbacks ask to be held."""
         payload, self._payload = self._payload, None
         self._held = []
-        self._dispatcher.request_sent(self.request, payload, self._held)
+        if not self._dispatcher.request_sent(self.request, payload, self._held) and not self.hides_usage:
+            self.unheard = True
+            self.cancel()
+            self._forget()
 
     def sent(self, error: BaseException | None) -> None:
         """Let go of what was held: the headers are back, or *error* came instead."""

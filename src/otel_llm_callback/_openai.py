@@ -208,7 +208,7 @@ def _wrappers(seam: Seam, *, is_async: bool) -> dict[str, Callable[..., Any]]:
 def _process_response(wrapped: Any, _client: Any, args: Any, kwargs: Any) -> Any:
     # One plain function serves both clients: it only looks at keyword arguments.
     exchange = _exchange_of(kwargs.get("options"))
-    if exchange is not None and (response := kwargs.get("response")) is not None:
+    if exchange is not None and not exchange.unheard and (response := kwargs.get("response")) is not None:
         exchange.http = response
         _note_headers(exchange, response)
     return wrapped(*args, **kwargs)
@@ -412,6 +412,8 @@ def _wrap(parsed: Any, exchange: Exchange) -> Any:
 
 def _settle(exchange: Exchange, result: Any) -> Any:
     """End the exchange if its body was read, else when the caller is done with it."""
+    if exchange.unheard:
+        return result
     try:
         http, exchange.http = exchange.http, None  # a response that holds its exchange would be a cycle
         if http is None:

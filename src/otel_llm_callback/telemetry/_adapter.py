@@ -84,7 +84,7 @@ class OpenTelemetryCallback:
         self._plans: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
         self.on_new_provider: Callable[[], None] | None = None
         self._bound: tuple[object, object] = (None, None)
-        self._idle = False
+        self._idle = self._measures = False
         self._bind()
         if chunk_timing == "all" or self._chunk_events:
             self.on_stream_chunk = self._on_stream_chunk
@@ -116,10 +116,18 @@ class OpenTelemetryCallback:
         held = _OpenSpan(span, metadata)
         if held.recording:
             span.add_event(n.EVENT_REQUEST_SENT, timestamp=metadata.started_ns)
+        elif not self._needs_end(metadata):
+            held.awaits_end = False
+            return held
         self._open[metadata.call_id] = held
         if request_json or isinstance(request_json, Payload):
             self._note_request_content(held, _payload(request_json, metadata.api))
         return held
+
+    def _needs_end(self, metadata: RequestMetadata) -> bool:
+        """True if something is kept of the end of a call whose span is not recorded."""
+        is_job = metadata.background or metadata.response_id is not None  # later spans are linked to its span
+        return self._measures or self._events is not None or is_job
 
     def _start(self, name: str, attributes: dict[str, Any], metadata: RequestMetadata) -> Span:
         try:
@@ -196,7 +204,8 @@ class OpenTelemetryCallback:
     def _bind(self) -> None:
         self._bound = self._providers()
         tracer_provider, meter_provider = self._bound
-        self._idle = not _is_real(tracer_provider) and not _is_real(meter_provider)
+        self._measures = _is_real(meter_provider)
+        self._idle = not self._measures and not _is_real(tracer_provider)
         self._tracer = trace.get_tracer(n.SCOPE, __version__, self._tracer_provider, n.SCHEMA_URL)
         meter = metrics.get_meter(n.SCOPE, __version__, self._meter_provider, n.SCHEMA_URL)
         self._metrics = MetricRecorder(meter, self._family)
@@ -298,13 +307,17 @@ class OpenTelemetryCallback:
 
 
 class _OpenSpan:
-    """A span that has not ended; as a context manager it makes the span current."""
+    """A span that has not ended; as a context manager it makes the span current.
 
-    __slots__ = ("_token", "content", "context", "last_chunk_ns", "partial", "recording", "span")
+    Without *awaits_end* leaving it ends the span, of which nobody keeps anything.
+    """
+
+    __slots__ = ("_token", "awaits_end", "content", "context", "last_chunk_ns", "partial", "recording", "span")
 
     def __init__(self, span: Span, metadata: RequestMetadata) -> None:
         self.span = span
         self.recording = span.is_recording()
+        self.awaits_end = True
         self.context: Context = set_span_in_context(span)
         self.last_chunk_ns = metadata.started_ns
         self.content: dict[str, str] | None = None
@@ -334,6 +347,8 @@ class _OpenSpan:
         # A coroutine that is thrown away may be closed in another context than it ran in; there is nothing to detach.
         if token is not None and (kind is not GeneratorExit or get_current() is self.context):
             detach(token)
+        if not self.awaits_end:
+            self.span.end()
 
 
 def _is_real(provider: object) -> bool:
