@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Final, Literal, TypeAlias
 
 from . import _agents, _media, _messages
@@ -170,12 +171,17 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     ),
 }
 
-_TEMPLATES: Final = tuple(
-    (re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route)), operation)
-    for route, operation in OPERATIONS.items()
-    if "{" in route
-)
 _NO_ARGUMENTS: Final[Mapping[str, str]] = {}
+
+
+@cache
+def _templates() -> tuple[tuple[re.Pattern[str], Operation], ...]:
+    """The routes with arguments in their paths; compiling them takes too long for an import."""
+    return tuple(
+        (re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route)), operation)
+        for route, operation in OPERATIONS.items()
+        if "{" in route
+    )
 
 
 def find_operation(method: str, url: str) -> tuple[Operation, Mapping[str, str]] | None:
@@ -187,7 +193,7 @@ def find_operation(method: str, url: str) -> tuple[Operation, Mapping[str, str]]
     route = route.partition("?")[0]
     if (operation := OPERATIONS.get(route)) is not None:
         return operation, _NO_ARGUMENTS
-    for template, row in _TEMPLATES:
+    for template, row in _templates():
         if (match := template.fullmatch(route)) is not None:
             return row, match.groupdict()
     return None
