@@ -33,11 +33,11 @@ _MOST_DIGITS: Final = 18
 
 def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return the headers of use under our names for them."""
-    found = {}
-    for name, value in raw:
-        if (known := NAMES.get(name.lower())) is not None and len(value) <= _LONGEST:
-            found[known] = value.decode("latin-1")
-    return found
+    return {
+        known: value.decode("latin-1")
+        for name, value in raw
+        if (known := NAMES.get(name.lower())) is not None and len(value) <= _LONGEST
+    }
 
 
 def read_rate_limit(headers: Mapping[str, str]) -> RateLimit | None:

@@ -77,6 +77,8 @@ def fields(value: object) -> Mapping[str, Any]:
 
 def all_fields(value: object) -> Mapping[str, Any]:
     """`fields`, and those this version of the SDK does not know, which pydantic keeps elsewhere."""
+    if value is None:
+        return _NO_FIELDS
     extra = getattr(value, "__pydantic_extra__", None) if type(value) is not dict else None
     return {**fields(value), **extra} if extra else fields(value)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Token
 from dataclasses import replace
+from operator import attrgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -368,13 +369,29 @@ def _build_plan(metadata: RequestMetadata) -> tuple[str, dict[str, Any]]:
     return name, {key: value for key, value in start.items() if value is not None}
 
 
+def _copier(table: Sequence[tuple[str, str]]) -> Callable[[object, dict[str, Any]], None]:
+    """Return what copies the fields that are known to the attributes *table* names; read in one go, in C."""
+    read = attrgetter(*[field for field, _ in table])
+    names = tuple([name for _, name in table])
+
+    def copy(facts: object, attributes: dict[str, Any]) -> None:
+        known = {name: value for name, value in zip(names, read(facts), strict=True) if value is not None}
+        attributes.update(known)
+
+    return copy
+
+
+_copy_request: Final = _copier(n.REQUEST_FIELDS)
+_copy_response: Final = _copier(n.RESPONSE_FIELDS)
+_copy_usage: Final = _copier(n.USAGE_DETAILS)
+_copy_rate_limit: Final = _copier(n.RATE_LIMIT_FIELDS)
+
+
 def _request_attributes(metadata: RequestMetadata, start: Mapping[str, Any]) -> dict[str, Any]:
     attributes = dict(start)
     if metadata.stream:
         attributes[n.REQUEST_STREAM] = True
-    for field, name in n.REQUEST_FIELDS:
-        if (value := getattr(metadata, field)) is not None:
-            attributes[name] = value
+    _copy_request(metadata, attributes)
     if metadata.choice_count is not None and metadata.choice_count != 1:
         attributes[n.CHOICE_COUNT] = metadata.choice_count
     if metadata.encoding_formats:
@@ -388,9 +405,7 @@ def _request_attributes(metadata: RequestMetadata, start: Mapping[str, Any]) -> 
 
 def _response_attributes(metadata: ResponseMetadata) -> dict[str, Any]:
     attributes: dict[str, Any] = {n.OUTCOME: metadata.outcome}
-    for field, name in n.RESPONSE_FIELDS:
-        if (value := getattr(metadata, field)) is not None:
-            attributes[name] = value
+    _copy_response(metadata, attributes)
     if metadata.status is not None and metadata.request.operation == "fetch_response":
         attributes[n.RESPONSE_STATUS] = metadata.status
     if metadata.finish_reasons:
@@ -415,9 +430,7 @@ def _add_usage(attributes: dict[str, Any], metadata: ResponseMetadata) -> None:
         attributes[n.INPUT_TOKENS] = usage.input_tokens
     if usage.output_tokens is not None:
         attributes[n.OUTPUT_TOKENS] = usage.output_tokens
-    for field, name in n.USAGE_DETAILS:
-        if (value := getattr(usage, field)) is not None:
-            attributes[name] = value
+    _copy_usage(usage, attributes)
     if metadata.usage_source == "estimated":
         attributes[n.USAGE_SOURCE] = metadata.usage_source
 
@@ -429,9 +442,7 @@ def _add_transport(attributes: dict[str, Any], facts: ResponseMetadata | ErrorCo
         attributes[n.RETRY_COUNT] = len(facts.retries)
         attributes[n.RETRY_WAIT] = sum(retry.delay_s for retry in facts.retries)
     if facts.rate_limit is not None:
-        for field, name in n.RATE_LIMIT_FIELDS:
-            if (value := getattr(facts.rate_limit, field)) is not None:
-                attributes[name] = value
+        _copy_rate_limit(facts.rate_limit, attributes)
 
 
 def _error_attributes(context: ErrorContext) -> dict[str, Any]:
