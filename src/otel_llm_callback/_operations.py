@@ -175,13 +175,19 @@ _NO_ARGUMENTS: Final[Mapping[str, str]] = {}
 
 
 @cache
-def _templates() -> tuple[tuple[re.Pattern[str], Operation], ...]:
-    """The routes with arguments in their paths; compiling them takes too long for an import."""
-    return tuple(
-        (re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route)), operation)
-        for route, operation in OPERATIONS.items()
-        if "{" in route
-    )
+def _templates() -> Mapping[str, list[tuple[re.Pattern[str], Operation]]]:
+    """The routes with arguments in their paths, by how they begin; compiling them takes too long for an import."""
+    found: dict[str, list[tuple[re.Pattern[str], Operation]]] = {}
+    for route, operation in OPERATIONS.items():
+        if "{" in route:
+            template = re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route))
+            found.setdefault(_beginning(route), []).append((template, operation))
+    return found
+
+
+def _beginning(route: str) -> str:
+    """Method and first part of the path, such as ``GET /responses``; most routes nobody observes end here."""
+    return "/".join(route.split("/", 2)[:2])
 
 
 def find_operation(method: str, url: str) -> tuple[Operation, Mapping[str, str]] | None:
@@ -193,7 +199,7 @@ def find_operation(method: str, url: str) -> tuple[Operation, Mapping[str, str]]
     route = route.partition("?")[0]
     if (operation := OPERATIONS.get(route)) is not None:
         return operation, _NO_ARGUMENTS
-    for template, row in _templates():
+    for template, row in _templates().get(_beginning(route), ()):
         if (match := template.fullmatch(route)) is not None:
             return row, match.groupdict()
     return None
