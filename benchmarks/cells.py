@@ -64,7 +64,10 @@ class Variant:
 
 
 def _floor(name: str) -> Callable[[], object]:
-    return lambda: getattr(importlib.import_module("floor"), name)()
+    def set_up() -> object:
+        return getattr(importlib.import_module("floor"), name)()  # imported where it is measured, not before
+
+    return set_up
 
 
 def _instrumentor(module: str) -> Callable[[], object]:
