@@ -83,11 +83,11 @@ $(PY):
 # Dependency groups need pip 25.1; where pip is newer, the first line downloads nothing.
 $(DEMO_READY): pyproject.toml | $(PY)
 	$(PIP) install 'pip>=25.1'
-	$(PIP) install --editable '.[all]'
+	$(PIP) install --editable '.[console,instruments,otlp,viewer]'
 	@touch $@
 
 $(TEST_READY): pyproject.toml $(DEMO_READY)
-	$(PIP) install --group test --group lint
+	$(PIP) install --editable '.[all]' --group test --group lint
 	@touch $@
 
 $(BENCH_READY): pyproject.toml benchmarks/requirements-peers.txt | $(PY)
