@@ -278,7 +278,7 @@ class Viewer:
         return StreamingResponse(all_events(), media_type="text/event-stream")
 
     async def _live_calls(self, _: Request) -> Response:
-        return _json({"calls": self._live.all(), "lost": self._live.lost})
+        return _json({"calls": self._live.all(), "version": self._live.version, "lost": self._live.lost})
 
     async def _traces(self, request: Request) -> Response:
         found = await self._asked(self._queries.traces, _filters(request))

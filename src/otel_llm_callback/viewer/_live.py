@@ -45,6 +45,7 @@ class LiveCall:
         text: The end of what has come so far, if the callback was told to show it.
         cut: Characters before that are no longer kept.
         is_partial: True if its first chunks were not seen, so that counts and times are from the first that was.
+        version: Of the latest change; a page that is told of an older one later leaves that alone.
         touched_s: When something was last heard of it, by the monotonic clock.
     """
 
@@ -74,6 +75,7 @@ class LiveCall:
     cached_tokens: float | None = None
     reasoning_tokens: float | None = None
     duration_ms: float | None = None
+    version: int = 0
     touched_s: float = 0.0
 
 
@@ -82,6 +84,7 @@ class LiveCalls:
 
     Attributes:
         lost: Calls that were given up to make room for others.
+        version: Counts the changes.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -89,9 +92,7 @@ class LiveCalls:
         self._calls: dict[str, LiveCall] = {}
         self._stored: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.lost = 0
-
-    def __len__(self) -> int:
-        return len(self._calls)
+        self.version = time.time_ns() // 1_000_000  # a page that is open goes on counting when the viewer is restarted
 
     def take(self, body: bytes) -> tuple[list[dict[str, Any]], bool]:
         """Take in what a callback sent; return the calls it changed, and whether some are gone.
@@ -150,6 +151,8 @@ class LiveCalls:
             self._add_chunk(call, event, at_ms)
         elif kind == "end":
             _end(call, event)
+        self.version += 1
+        call.version = self.version
         call.touched_s = time.monotonic()
         return call
 

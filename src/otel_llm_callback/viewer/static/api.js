@@ -67,6 +67,26 @@ async function present(token) {
   return response.ok;
 }
 
+/** Make a function that has `action` run soon, once for many calls, and never beside itself: answers keep their order. */
+export function soon(action, pause) {
+  let timer = null;
+  let isRunning = false;
+  let isWanted = false;
+  const run = async () => {
+    timer = null;
+    isRunning = true;
+    isWanted = false;
+    await action().catch(() => null); // the next event tries again
+    isRunning = false;
+    if (isWanted) start();
+  };
+  const start = () => {
+    isWanted = true;
+    if (!isRunning) timer ??= setTimeout(run, pause);
+  };
+  return start;
+}
+
 const listeners = new Map();
 
 /** Have `listener` told of an event until the returned function is called. */

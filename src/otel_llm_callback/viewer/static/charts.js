@@ -1,6 +1,6 @@
 // The charts, which move as calls end.
 
-import { ask, on } from "./api.js";
+import { ask, on, soon } from "./api.js";
 import { el, replace, visible } from "./dom.js";
 import * as f from "./format.js";
 
@@ -51,16 +51,10 @@ export async function showCharts({ main, signal, atEnd }) {
   document.addEventListener("theme", redraw);
   atEnd(() => document.removeEventListener("theme", redraw));
   await load();
-  let timer = null;
-  const soon = () => {
-    timer ??= setTimeout(() => {
-      timer = null;
-      load().catch(() => null);
-    }, REFRESH_MS);
-  };
-  atEnd(on("stored", soon));
-  atEnd(on("refresh", soon));
-  const steady = setInterval(soon, STEADY_MS); // time goes on also when nothing arrives
+  const loadSoon = soon(load, REFRESH_MS);
+  atEnd(on("stored", loadSoon));
+  atEnd(on("refresh", loadSoon));
+  const steady = setInterval(loadSoon, STEADY_MS); // time goes on also when nothing arrives
   atEnd(() => clearInterval(steady));
 }
 

@@ -1,6 +1,6 @@
 // The list of traces, its filters, and the calls that are going on.
 
-import { ask, on, query } from "./api.js";
+import { ask, on, query, soon } from "./api.js";
 import { el, link, replace, say, visible } from "./dom.js";
 import * as f from "./format.js";
 
@@ -100,24 +100,14 @@ export async function showList({ main, signal, atEnd, go }) {
   showTiles(tiles, await ask("/api/figures?window=900", signal));
   watchFlights(flights, signal, atEnd);
   const refresh = () => Promise.all([load(), ask("/api/figures?window=900", signal).then((told) => showTiles(tiles, told))]);
-  const soon = throttled(() => refresh().catch(() => null), REFRESH_MS);
-  atEnd(on("stored", soon));
-  atEnd(on("refresh", soon));
+  const refreshSoon = soon(refresh, REFRESH_MS);
+  atEnd(on("stored", refreshSoon));
+  atEnd(on("refresh", refreshSoon));
 }
 
 function emptyText(filters) {
   if (Object.keys(filters).length) return "No trace matches these filters.";
   return "Nothing has arrived yet. Point an OTLP exporter here: OTEL_EXPORTER_OTLP_ENDPOINT=" + location.origin;
-}
-
-function throttled(action, pause) {
-  let timer = null;
-  return () => {
-    timer ??= setTimeout(() => {
-      timer = null;
-      action();
-    }, pause);
-  };
 }
 
 function buildForm(form, filters, words, apply) {
@@ -209,14 +199,16 @@ function watchFlights(section, signal, atEnd) {
       cards.set(call.call_id, card);
       title.after(card.node);
     }
+    if (card.version > call.version) return; // this was on its way while a newer one overtook it
+    card.version = call.version;
     card.show(call);
     section.hidden = false;
   };
   const reload = async () => {
-    const { calls } = await ask("/api/live", signal);
+    const { calls, version } = await ask("/api/live", signal);
     const there = new Set(calls.map((call) => call.call_id));
     for (const [id, card] of cards) {
-      if (!there.has(id)) {
+      if (!there.has(id) && card.version <= version) {
         card.node.remove();
         cards.delete(id);
       }
@@ -271,5 +263,5 @@ function flightCard() {
     text.hidden = !call.text;
     text.scrollTop = text.scrollHeight;
   };
-  return { node, show, tick };
+  return { node, show, tick, version: 0 };
 }

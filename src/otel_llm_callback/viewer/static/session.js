@@ -1,7 +1,9 @@
 // A session, as the terminal prints its summary.
 
-import { ask, on } from "./api.js";
+import { ask, on, soon } from "./api.js";
 import { copyButton, el, link, replace, rowHead, visible } from "./dom.js";
+
+const REFRESH_MS = 1000;
 
 export async function showSession({ main, signal, atEnd }, session) {
   const body = el("tbody");
@@ -21,13 +23,5 @@ export async function showSession({ main, signal, atEnd }, session) {
     note.textContent = told.is_whole ? "" : "Made of the newest 10,000 calls.";
   };
   await load();
-  let timer = null;
-  atEnd(
-    on("stored", () => {
-      timer ??= setTimeout(() => {
-        timer = null;
-        load().catch(() => null);
-      }, 1000);
-    }),
-  );
+  atEnd(on("stored", soon(load, REFRESH_MS)));
 }

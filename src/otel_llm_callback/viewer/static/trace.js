@@ -1,6 +1,6 @@
 // One trace: the waterfall, and all that is known of the span that is chosen in it.
 
-import { ask, on } from "./api.js";
+import { ask, on, soon } from "./api.js";
 import { conversation } from "./conversation.js";
 import { curlOf } from "./curl.js";
 import { copyButton, el, link, replace, rowHead, visible } from "./dom.js";
@@ -8,6 +8,7 @@ import * as f from "./format.js";
 
 const ROW = 30;
 const SPARE = 12;
+const REFRESH_MS = 700;
 const MODEL_CALLS = new Set(["chat", "text_completion", "generate_content", "embeddings", "LLM", "completion"]);
 
 export async function showTrace(place, traceId) {
@@ -38,7 +39,6 @@ export async function showTrace(place, traceId) {
   waterfall.fill(trace);
   waterfall.choose(preferred(trace.span_list));
   atEnd(() => waterfall.remove());
-  let timer = null;
   const reload = async () => {
     const found = await ask(`/api/traces/${encodeURIComponent(traceId)}`, signal);
     if (found.spans === trace.spans) return;
@@ -46,14 +46,7 @@ export async function showTrace(place, traceId) {
     describe();
     waterfall.fill(trace);
   };
-  atEnd(
-    on("stored", () => {
-      timer ??= setTimeout(() => {
-        timer = null;
-        reload().catch(() => null);
-      }, 700);
-    }),
-  );
+  atEnd(on("stored", soon(reload, REFRESH_MS)));
 }
 
 /** The call one most likely came for: the one named in the address, else the first that failed, else the first. */
