@@ -112,6 +112,7 @@ def test_series_have_a_ceiling(calls):
         "server.port",
         "error.type",
         "llm_callback.outcome",
+        "llm_callback.retried",
     }
 
 
