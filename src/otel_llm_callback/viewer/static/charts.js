@@ -19,12 +19,12 @@ const rate = (value) => (value === null || value === undefined ? f.NONE : `${f.s
 const perHour = (value) => (value === null || value === undefined ? f.NONE : `${f.usd(value)}/h`);
 
 const CHARTS = [
-  { id: "calls", title: "Calls", show: rate, lines: (told) => [["calls", told.calls]], fills: true, zero: true },
-  { id: "errors", title: "Errors by type", show: rate, lines: (told) => Object.entries(told.errors), zero: true, empty: "no errors" },
+  { id: "calls", title: "Calls", show: rate, total: ({ calls }) => f.plural(calls, "call"), lines: (told) => [["calls", told.calls]], fills: true, zero: true },
+  { id: "errors", title: "Errors by type", show: rate, total: ({ errors }) => f.plural(errors, "error"), lines: (told) => Object.entries(told.errors), zero: true, empty: "no errors" },
   { id: "latency", title: "Latency", show: f.ms, lines: (told) => percentiles(told.latency) },
   { id: "first-chunk", title: "Time to first chunk", show: f.ms, lines: (told) => percentiles(told.first_chunk) },
   { id: "tokens", title: "Tokens per second", show: rate, lines: (told) => [["input", told.input_tokens], ["output", told.output_tokens]] },
-  { id: "cost", title: "Cost per hour", show: perHour, lines: (told) => [["cost", told.cost_per_hour]], fills: true, empty: "no call reported a cost" },
+  { id: "cost", title: "Cost per hour", show: perHour, total: ({ cost_usd: cost }) => f.usd(cost), lines: (told) => [["cost", told.cost_per_hour]], fills: true, empty: "no call reported a cost" },
 ];
 
 function percentiles(told) {
@@ -81,7 +81,7 @@ class Chart {
       this.names = names;
     }
     this.plot.setData([told.times, ...lines.map(([, values]) => values)]);
-    this.describe(lines, isEmpty);
+    this.describe(lines, isEmpty || !lines.length, this.chart.total?.(told.totals));
     this.fillTable();
   }
 
@@ -117,12 +117,14 @@ class Chart {
     );
   }
 
-  describe(lines, isEmpty) {
+  /** Say what is drawn: the sum over the time shown, which a point that has only begun cannot hide, and the latest. */
+  describe(lines, isEmpty, total) {
     const latest = lines.map(([name, values]) => [name, values.findLast((value) => value !== null)]);
     const items = latest.map(([name, value], at) => el("span", { class: `key key-${(at % 6) + 1}` }, `${name} ${this.chart.show(value)}`));
-    replace(this.legend, isEmpty || !lines.length ? (this.chart.empty ?? "no calls yet") : items);
-    const told = latest.map(([name, value]) => `${name} ${this.chart.show(value)}`).join(", ");
-    this.place.setAttribute("aria-label", `${this.chart.title}, latest: ${isEmpty ? "nothing" : told}`);
+    const sum = total ? el("strong", { class: "sum" }, total) : null;
+    replace(this.legend, isEmpty ? (this.chart.empty ?? "no calls yet") : [sum, items]);
+    const told = [total, ...latest.map(([name, value]) => `${name} ${this.chart.show(value)}`)].filter(Boolean).join(", ");
+    this.place.setAttribute("aria-label", `${this.chart.title}: ${isEmpty ? "nothing" : told}`);
   }
 
   fillTable() {
