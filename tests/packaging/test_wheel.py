@@ -102,7 +102,7 @@ def test_sdist_can_be_tested(built: Path) -> None:
 
 def test_metadata_is_what_the_index_shows(metadata: email.message.Message) -> None:
     """Licence, Python range and readme are there, and no requirement has an upper bound."""
-    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-Expression"] == "Apache-2.0 AND MIT"
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["Description-Content-Type"] == "text/markdown"
     extras = ["all", "console", "cost", "instruments", "otlp", "parquet", "prometheus", "sentry", "viewer"]
